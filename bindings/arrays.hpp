@@ -1,0 +1,188 @@
+// The only place where arrays from Python are checked and converted. Every function names the
+// argument, what was given and what is wanted. The GIL is held here and released by the callers.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cmath>
+#include <string>
+
+#include "natgrad/distribution.hpp"
+#include "natgrad/types.hpp"
+
+namespace natgrad::bindings {
+
+namespace py = pybind11;
+
+inline std::string shape_text(const py::array& a) {
+  return py::str(a.attr("shape")).cast<std::string>();
+}
+
+[[noreturn]] inline void wrong_value(const std::string& name, const std::string& rest) {
+  throw py::value_error(name + ": " + rest);
+}
+
+template <class T>
+std::string dtype_name() {
+  return py::str(py::dtype::of<T>()).template cast<std::string>();
+}
+
+// Any array of real numbers; `integral` asks for whole numbers.
+inline py::array numeric_array(py::handle given, const std::string& name, bool integral = false) {
+  py::array a = py::array::ensure(given);
+  if (!a) {
+    PyErr_Clear();
+    throw py::type_error(name + ": want an array of numbers, got " +
+                         py::str(py::type::of(given).attr("__name__")).cast<std::string>());
+  }
+  const char kind = a.dtype().kind();
+  const bool whole = kind == 'i' || kind == 'u' || kind == 'b';
+  if (!(whole || (kind == 'f' && !integral))) {
+    throw py::type_error(name + ": want " + (integral ? "integers" : "real numbers") +
+                         ", got dtype " + py::str(a.dtype()).cast<std::string>());
+  }
+  return a;
+}
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+template <class T>
+void require_finite(const Array<T>& a, const std::string& name) {
+  const T* data = a.data();
+  const py::ssize_t n = a.size();
+  // The sum is finite if all are, nearly always: one pass without branches.
+  T sum = 0;
+  for (py::ssize_t i = 0; i < n; ++i) sum += data[i] * T(0);
+  if (sum == T(0)) return;
+  for (py::ssize_t i = 0; i < n; ++i) {
+    if (std::isfinite(data[i])) continue;
+    std::string index;
+    py::ssize_t rest = i;
+    for (py::ssize_t axis = a.ndim(); axis-- > 0; rest /= a.shape(axis)) {
+      index = std::to_string(rest % a.shape(axis)) + (index.empty() ? "" : ", ") + index;
+    }
+    wrong_value(name + (index.empty() ? "" : "[" + index + "]"),
+                "want a finite number, got " + std::to_string(static_cast<double>(data[i])));
+  }
+}
+
+// A vector of `size` finite numbers (any length for size < 0).
+template <class T>
+Array<T> vector_of(py::handle given, const std::string& name, py::ssize_t size,
+                   bool finite = true) {
+  const py::array raw = numeric_array(given, name);
+  if (raw.ndim() != 1 || (size >= 0 && raw.shape(0) != size)) {
+    wrong_value(name, "want shape (" + (size >= 0 ? std::to_string(size) : std::string("n")) +
+                          ",), got " + shape_text(raw));
+  }
+  Array<T> a(raw);
+  if (finite) require_finite(a, name);
+  return a;
+}
+
+// Rows of `columns` numbers; one row may come without its axis, and then results drop it too.
+template <class T>
+struct Rows {
+  Array<T> array;
+  bool single = false;
+  Index count = 0, columns = 0;
+
+  Matrix<const T> view() const { return {array.data(), count, columns, columns}; }
+  py::object drop_axis(py::array result) const {
+    return single ? py::object(result[py::int_(0)]) : py::object(result);
+  }
+};
+
+template <class T>
+Rows<T> rows_of(py::handle given, const std::string& name, Index columns, bool integral = false,
+                bool allow_single = true) {
+  const py::array raw = numeric_array(given, name, integral);
+  const bool single = allow_single && raw.ndim() == 1;
+  if (!single && raw.ndim() != 2) {
+    wrong_value(name, "want shape (N, " + std::to_string(columns) + "), got " + shape_text(raw));
+  }
+  const Index width = raw.shape(raw.ndim() - 1), count = single ? 1 : raw.shape(0);
+  if (width != columns) {
+    wrong_value(name, "want " + std::to_string(columns) + " columns, got shape " + shape_text(raw));
+  }
+  if (count == 0) wrong_value(name, "want at least one row, got shape " + shape_text(raw));
+  Rows<T> rows{Array<T>(raw), single, count, columns};
+  require_finite(rows.array, name);
+  return rows;
+}
+
+// Actions of `rows` observations in the space of the distribution, in its dtype.
+template <class T>
+Array<T> actions_of(py::handle given, const Distribution& distribution, Index rows, bool single) {
+  const std::string name = "actions";
+  const bool discrete = !std::holds_alternative<DiagonalGaussian>(distribution);
+  const auto* categoricals = std::get_if<Categoricals>(&distribution);
+  const Index width = action_size(distribution);
+  const bool scalar = categoricals != nullptr && categoricals->single;
+  const py::array raw = numeric_array(given, name, discrete);
+  const py::ssize_t dimensions = (scalar ? 0 : 1) + (single ? 0 : 1);
+  const bool fits = raw.ndim() == dimensions && (single || raw.shape(0) == rows) &&
+                    (scalar || raw.shape(dimensions - 1) == width);
+  if (!fits) {
+    std::string wanted = single ? "(" : "(" + std::to_string(rows) + ",";
+    if (!scalar) wanted += (single ? "" : " ") + std::to_string(width) + (single ? "," : "");
+    wrong_value(name, "want shape " + wanted + "), got " + shape_text(raw));
+  }
+  Array<T> a(raw);
+  require_finite(a, name);
+  if (!discrete) return a;
+  for (py::ssize_t i = 0; i < a.size(); ++i) {
+    const Index limit = categoricals != nullptr
+                            ? categoricals->sizes[static_cast<std::size_t>(i % width)]
+                            : 2;
+    const T action = a.data()[i];
+    if (!(action >= T(0) && action < static_cast<T>(limit))) {
+      wrong_value(name + "[" + std::to_string(i / width) + "]",
+                  "want an integer from 0 to " + std::to_string(limit - 1) + ", got " +
+                      std::to_string(static_cast<long long>(action)));
+    }
+  }
+  return a;
+}
+
+// Actions as Python wants them: integers for discrete distributions, no axis for a single category.
+template <class T>
+py::object actions_to_python(const Array<T>& actions, const Distribution& distribution,
+                             bool single) {
+  const auto* categoricals = std::get_if<Categoricals>(&distribution);
+  py::array result = actions;
+  if (!std::holds_alternative<DiagonalGaussian>(distribution)) {
+    result = py::array_t<std::int64_t, py::array::forcecast>(result);
+  }
+  if (categoricals != nullptr && categoricals->single) {
+    result = result.reshape(py::array::ShapeContainer{actions.shape(0)});
+  }
+  return single ? py::object(result[py::int_(0)]) : py::object(result);
+}
+
+// --- plain numbers -------------------------------------------------------------------------------
+
+inline double number(double value, const std::string& name, bool in_range, const char* wanted) {
+  if (!in_range || !std::isfinite(value)) {
+    wrong_value(name, std::string("want ") + wanted + ", got " +
+                          py::repr(py::float_(value)).cast<std::string>());
+  }
+  return value;
+}
+inline double positive(double value, const std::string& name) {
+  return number(value, name, value > 0, "a finite number > 0");
+}
+inline double non_negative(double value, const std::string& name) {
+  return number(value, name, value >= 0, "a finite number >= 0");
+}
+inline int at_least(int value, int least, const std::string& name) {
+  if (value < least) {
+    wrong_value(name, "want an integer >= " + std::to_string(least) + ", got " +
+                          std::to_string(value));
+  }
+  return value;
+}
+
+}  // namespace natgrad::bindings

@@ -1,0 +1,264 @@
+#include <pybind11/stl.h>
+
+#include "models.hpp"
+
+namespace natgrad::bindings {
+namespace {
+
+struct PyCategorical : PyDistribution {};
+struct PyDiagonalGaussian : PyDistribution {};
+struct PyMultiCategorical : PyDistribution {};
+struct PyBernoulli : PyDistribution {};
+
+Index positive_size(Index n, const std::string& name, Index least) {
+  if (n < least) {
+    wrong_value(name, "want an integer >= " + std::to_string(least) + ", got " + std::to_string(n));
+  }
+  return n;
+}
+
+Rows<double> outputs_of(const PyDistribution& self, py::handle given, const std::string& name) {
+  return rows_of<double>(given, name, parameter_size(self.distribution), false, false);
+}
+
+// out[n] = f(distribution, row of outputs)
+template <class F>
+py::array_t<double> per_row(const PyDistribution& self, const Rows<double>& outputs, F f) {
+  py::array_t<double> out(outputs.count);
+  std::visit(
+      [&](const auto& distribution) {
+        for (Index n = 0; n < outputs.count; ++n) {
+          out.mutable_data()[n] = f(distribution, outputs.view().row(n), n);
+        }
+      },
+      self.distribution);
+  return out;
+}
+
+// out[n, :] = f(distribution, row of outputs, row of out)
+template <class F>
+py::array_t<double> per_row_vector(const PyDistribution& self, const Rows<double>& outputs,
+                                   Index width, F f) {
+  py::array_t<double> out({outputs.count, width});
+  std::visit(
+      [&](const auto& distribution) {
+        for (Index n = 0; n < outputs.count; ++n) {
+          f(distribution, outputs.view().row(n), n, out.mutable_data() + n * width);
+        }
+      },
+      self.distribution);
+  return out;
+}
+
+}  // namespace
+
+void bind_distribution(py::module_& m) {
+  py::class_<PyDistribution>(m, "Distribution", R"(A distribution of actions, in its own parameters.
+
+`outputs` is (N, K) float64: for each observation the K parameters of its distribution, as
+`Policy.outputs` gives them. Logarithms are natural, so entropies and divergences are in nats; they
+are summed over action dimensions. All methods raise ValueError for a wrong shape or a value that is
+not finite, and TypeError for a dtype that is not numeric.)")
+      .def_property_readonly(
+          "parameter_size", [](const PyDistribution& d) { return parameter_size(d.distribution); },
+          "K, the number of parameters for one observation.")
+      .def_property_readonly(
+          "action_size", [](const PyDistribution& d) { return action_size(d.distribution); },
+          "Number of values in one action.")
+      .def_property_readonly(
+          "discrete",
+          [](const PyDistribution& d) {
+            return !std::holds_alternative<DiagonalGaussian>(d.distribution);
+          },
+          "True if actions are integers.")
+      .def("sample",
+           [](const PyDistribution& self, py::handle given, Rng& rng) {
+             const auto outputs = outputs_of(self, given, "outputs");
+             const auto actions = per_row_vector(
+                 self, outputs, action_size(self.distribution),
+                 [&](const auto& d, const double* y, Index n, double* out) {
+                   d.sample(y, rng.row(n), out);
+                 });
+             ++rng.counter;
+             return actions_to_python<double>(Array<double>(actions), self.distribution, false);
+           },
+           py::arg("outputs"), py::arg("rng"),
+           "One action for each row; row n draws from stream `rng.stream + n`.")
+      .def("mode",
+           [](const PyDistribution& self, py::handle given) {
+             const auto outputs = outputs_of(self, given, "outputs");
+             const auto actions =
+                 per_row_vector(self, outputs, action_size(self.distribution),
+                                [](const auto& d, const double* y, Index, double* out) {
+                                  d.mode(y, out);
+                                });
+             return actions_to_python<double>(Array<double>(actions), self.distribution, false);
+           },
+           py::arg("outputs"), "The most probable action of each row.")
+      .def("log_prob",
+           [](const PyDistribution& self, py::handle given, py::handle given_actions) {
+             const auto outputs = outputs_of(self, given, "outputs");
+             const auto actions =
+                 actions_of<double>(given_actions, self.distribution, outputs.count, false);
+             const Index width = action_size(self.distribution);
+             return per_row(self, outputs, [&](const auto& d, const double* y, Index n) {
+               return d.log_prob(y, actions.data() + n * width);
+             });
+           },
+           py::arg("outputs"), py::arg("actions"), "(N,) log probability or log density.")
+      .def("entropy",
+           [](const PyDistribution& self, py::handle given) {
+             return per_row(self, outputs_of(self, given, "outputs"),
+                            [](const auto& d, const double* y, Index) { return d.entropy(y); });
+           },
+           py::arg("outputs"), "(N,) entropy in nats; differential entropy for a Gaussian.")
+      .def("kl",
+           [](const PyDistribution& self, py::handle given_old, py::handle given) {
+             const auto old = outputs_of(self, given_old, "old_outputs");
+             const auto outputs = outputs_of(self, given, "outputs");
+             if (old.count != outputs.count) {
+               wrong_value("outputs", "want " + std::to_string(old.count) +
+                                          " rows as old_outputs has, got " +
+                                          std::to_string(outputs.count));
+             }
+             return per_row(self, outputs, [&](const auto& d, const double* y, Index n) {
+               return d.kl(old.view().row(n), y);
+             });
+           },
+           py::arg("old_outputs"), py::arg("outputs"), "(N,) KL(old || new) in nats.")
+      .def("score",
+           [](const PyDistribution& self, py::handle given, py::handle given_actions) {
+             const auto outputs = outputs_of(self, given, "outputs");
+             const auto actions =
+                 actions_of<double>(given_actions, self.distribution, outputs.count, false);
+             const Index width = action_size(self.distribution);
+             return per_row_vector(self, outputs, outputs.columns,
+                                   [&](const auto& d, const double* y, Index n, double* out) {
+                                     d.score(y, actions.data() + n * width, 1.0, out);
+                                   });
+           },
+           py::arg("outputs"), py::arg("actions"),
+           "(N, K) derivative of the log probability with respect to the parameters.")
+      .def("fisher",
+           [](const PyDistribution& self, py::handle given) {
+             const auto outputs = outputs_of(self, given, "outputs");
+             const Index k = outputs.columns;
+             std::vector<double> s(static_cast<std::size_t>(k)), unit(s.size());
+             auto flat = per_row_vector(self, outputs, k * k,
+                                        [&](const auto& d, const double* y, Index, double* out) {
+                                          d.curvature(y, s.data());
+                                          for (Index j = 0; j < k; ++j) {
+                                            unit[static_cast<std::size_t>(j)] = 1;
+                                            d.fisher_product(s.data(), unit.data(), 1.0, out + j * k);
+                                            unit[static_cast<std::size_t>(j)] = 0;
+                                          }
+                                        });
+             return flat.reshape({outputs.count, k, k});
+           },
+           py::arg("outputs"),
+           "(N, K, K) Fisher information M in the distribution's own parameters (eq. 5 to 7).")
+      .def("fisher_product",
+           [](const PyDistribution& self, py::handle given, py::handle given_u) {
+             const auto outputs = outputs_of(self, given, "outputs");
+             const auto u = outputs_of(self, given_u, "u");
+             if (u.count != outputs.count) {
+               wrong_value("u", "want " + std::to_string(outputs.count) + " rows, got " +
+                                    std::to_string(u.count));
+             }
+             std::vector<double> s(static_cast<std::size_t>(outputs.columns));
+             return per_row_vector(self, outputs, outputs.columns,
+                                   [&](const auto& d, const double* y, Index n, double* out) {
+                                     d.curvature(y, s.data());
+                                     d.fisher_product(s.data(), u.view().row(n), 1.0, out);
+                                   });
+           },
+           py::arg("outputs"), py::arg("u"), "(N, K) products M u, row by row.")
+      .def("fisher_sqrt",
+           [](const PyDistribution& self, py::handle given) {
+             const auto outputs = outputs_of(self, given, "outputs");
+             const Index k = outputs.columns;
+             std::vector<double> s(static_cast<std::size_t>(k)), column(s.size());
+             auto flat = per_row_vector(
+                 self, outputs, k * k, [&](const auto& d, const double* y, Index, double* out) {
+                   d.curvature(y, s.data());
+                   for (Index j = 0; j < k; ++j) {
+                     d.fisher_sqrt_column(s.data(), j, 1.0, column.data());
+                     for (Index i = 0; i < k; ++i) out[i * k + j] = column[static_cast<std::size_t>(i)];
+                   }
+                 });
+             return flat.reshape({outputs.count, k, k});
+           },
+           py::arg("outputs"), "(N, K, K) square roots Q of the Fisher information: M = Q Q'.");
+
+  py::class_<PyCategorical, PyDistribution>(m, "Categorical",
+                                            R"(One of n categories; K = n logits. Actions are (N,) int64.
+
+Raises ValueError unless n >= 1.)")
+      .def(py::init([](Index n) {
+             return PyCategorical{{Categoricals({positive_size(n, "n", 1)}, true)}};
+           }),
+           py::arg("n"))
+      .def("__repr__", [](const PyCategorical& self) {
+        return "Categorical(" + std::to_string(parameter_size(self.distribution)) + ")";
+      });
+
+  py::class_<PyDiagonalGaussian, PyDistribution>(
+      m, "DiagonalGaussian",
+      R"(n independent normal variables; K = 2 n: means, then log standard deviations.
+
+Actions are (N, n). With state_dependent_std=False (default) the log standard deviations are n
+parameters of the policy, the last in its parameter vector; with True the network computes them.
+Raises ValueError unless n >= 1.)")
+      .def(py::init([](Index n, bool state_dependent_std) {
+             return PyDiagonalGaussian{
+                 {DiagonalGaussian{positive_size(n, "n", 1), state_dependent_std}}};
+           }),
+           py::arg("n"), py::arg("state_dependent_std") = false)
+      .def_property_readonly(
+          "state_dependent_std",
+          [](const PyDiagonalGaussian& self) {
+            return std::get<DiagonalGaussian>(self.distribution).state_dependent_std;
+          },
+          "Whether the network computes the log standard deviations.")
+      .def("__repr__", [](const PyDiagonalGaussian& self) {
+        const auto& d = std::get<DiagonalGaussian>(self.distribution);
+        return "DiagonalGaussian(" + std::to_string(d.n) +
+               (d.state_dependent_std ? ", state_dependent_std=True)" : ")");
+      });
+
+  py::class_<PyMultiCategorical, PyDistribution>(
+      m, "MultiCategorical",
+      R"(Several independent categorical variables; K = sum(sizes) logits, one after the other.
+
+Actions are (N, len(sizes)) int64. Raises ValueError for no sizes, or a size < 1.)")
+      .def(py::init([](const std::vector<Index>& sizes) {
+             if (sizes.empty()) wrong_value("sizes", "want at least one size, got none");
+             for (const Index n : sizes) positive_size(n, "sizes", 1);
+             return PyMultiCategorical{{Categoricals(sizes, false)}};
+           }),
+           py::arg("sizes"))
+      .def_property_readonly(
+          "sizes",
+          [](const PyMultiCategorical& self) {
+            return py::tuple(py::cast(std::get<Categoricals>(self.distribution).sizes));
+          },
+          "Number of categories of each variable.")
+      .def("__repr__", [](const PyMultiCategorical& self) {
+        return "MultiCategorical(" +
+               py::repr(py::tuple(py::cast(std::get<Categoricals>(self.distribution).sizes)))
+                   .cast<std::string>() +
+               ")";
+      });
+
+  py::class_<PyBernoulli, PyDistribution>(m, "Bernoulli",
+                                          R"(n independent binary variables; K = n logits. Actions are (N, n) int64, 0 or 1.
+
+Raises ValueError unless n >= 1.)")
+      .def(py::init([](Index n) { return PyBernoulli{{Bernoulli{positive_size(n, "n", 1)}}}; }),
+           py::arg("n"))
+      .def("__repr__", [](const PyBernoulli& self) {
+        return "Bernoulli(" + std::to_string(action_size(self.distribution)) + ")";
+      });
+}
+
+}  // namespace natgrad::bindings

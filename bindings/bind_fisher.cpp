@@ -1,0 +1,68 @@
+#include "py_fisher.hpp"
+
+namespace natgrad::bindings {
+
+void bind_fisher(py::module_& m) {
+  py::class_<PyFisher>(m, "Fisher", R"(The Fisher information of a policy on a batch, as an operator.
+
+F = (1/N) sum_n w_n J_n' M_n J_n + damping I (eq. 10): exact, by one forward-mode and one reverse-mode
+pass per product; no automatic differentiation and no matrix. A linear operator in SciPy's sense
+(shape, dtype, matvec, @), accepted by scipy.sparse.linalg as it is.
+
+Parameters
+----------
+policy : Policy
+    Linearised at its present parameters; later changes to them do not change F.
+observations : (N, observation_size)
+damping : float >= 0
+kind : {'exact', 'empirical'}
+    'empirical' puts the score's outer product at the actions given in place of its expectation.
+actions : needed by 'empirical'
+weights : (N,) >= 0, optional
+    w_n; ones by default. The sum is divided by N, not by the sum of weights.
+fraction : float, 0 < fraction <= 1
+    Use that part of the observations, evenly spaced: row floor(i N / m) for i < m = round(fraction N).
+
+Raises ValueError or TypeError for bad arrays or options.)")
+      .def(py::init([](const PyPolicy& policy, py::handle observations, double damping,
+                       const std::string& kind, py::handle actions, py::handle weights,
+                       double fraction) {
+             non_negative(damping, "damping");
+             const FisherKind fisher_kind = fisher_kind_named(kind, "kind");
+             fraction_of(fraction, "fraction");
+             return std::visit(
+                 [&](const auto& pointer) {
+                   using T = scalar_of<decltype(*pointer)>;
+                   return PyFisher::make<T>(pointer, observations, damping, fisher_kind, actions,
+                                            weights, fraction);
+                 },
+                 policy.model);
+           }),
+           py::arg("policy"), py::arg("observations"), py::arg("damping") = 0.0,
+           py::arg("kind") = "exact", py::arg("actions") = py::none(),
+           py::arg("weights") = py::none(), py::arg("fraction") = 1.0)
+      .def_property_readonly(
+          "shape", [](const PyFisher& self) { return std::make_pair(self.size(), self.size()); },
+          "(P, P).")
+      .def_property_readonly(
+          "dtype", [](const PyFisher&) { return py::dtype::of<double>(); },
+          "float64: vectors of the solvers are double, whatever the dtype of the policy.")
+      .def_property_readonly("damping", &PyFisher::damping, "As given.")
+      .def_property_readonly(
+          "kind",
+          [](const PyFisher& self) {
+            return self.kind == FisherKind::exact ? "exact" : "empirical";
+          },
+          "As given.")
+      .def("matvec", &PyFisher::matvec, py::arg("v"), "F v for v of shape (P,) or (P, 1); float64.")
+      .def("rmatvec", &PyFisher::matvec, py::arg("v"), "F' v = F v.")
+      .def("__matmul__", &PyFisher::matmul, py::arg("v"), "F v, or F V for V of shape (P, k).")
+      .def("to_dense", &PyFisher::to_dense,
+           "(P, P) float64, assembled analytically from blocks of layers (eq. 14).")
+      .def("diagonal", &PyFisher::diagonal, "(P,) float64, the diagonal of F.")
+      .def("__repr__", [](const PyFisher& self) {
+        return "<Fisher " + std::to_string(self.size()) + " x " + std::to_string(self.size()) + ">";
+      });
+}
+
+}  // namespace natgrad::bindings

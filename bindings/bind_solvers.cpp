@@ -1,0 +1,278 @@
+#include <pybind11/native_enum.h>
+#include <pybind11/stl.h>
+
+#include <Eigen/Dense>
+#include <functional>
+#include <optional>
+
+#include "natgrad/conjugate_gradient.hpp"
+#include "natgrad/line_search.hpp"
+#include "py_fisher.hpp"
+
+namespace natgrad::bindings {
+namespace {
+
+struct CgResult {
+  py::array_t<double> x;
+  CgSummary summary;
+};
+
+const char* name_of(CgStatus status) {
+  switch (status) {
+    case CgStatus::CONVERGED:
+      return "CONVERGED";
+    case CgStatus::MAX_ITERATIONS:
+      return "MAX_ITERATIONS";
+    case CgStatus::INDEFINITE:
+      return "INDEFINITE";
+    case CgStatus::ZERO_RHS:
+      return "ZERO_RHS";
+  }
+  return "";
+}
+
+std::string message_of(const CgSummary& s) {
+  char text[200];
+  if (s.status == CgStatus::INDEFINITE) {
+    std::snprintf(text, sizeof(text),
+                  "INDEFINITE after %d iterations: p'Ap = %g; relative residual %.3g",
+                  s.iterations, s.curvature, s.relative_residual());
+  } else {
+    std::snprintf(text, sizeof(text), "%s after %d iterations: relative residual %.3g",
+                  name_of(s.status), s.iterations, s.relative_residual());
+  }
+  return text;
+}
+
+// y = A x for anything that Python may offer. `compiled` operators run without the GIL.
+struct OperatorFromPython {
+  std::function<void(const double*, double*)> apply;
+  bool compiled = false;
+};
+
+OperatorFromPython make_operator(py::handle a, Index n, const std::string& name) {
+  if (py::isinstance<PyFisher>(a)) {
+    auto& fisher = a.cast<PyFisher&>();
+    if (fisher.size() != n) {
+      wrong_value(name, "want shape (" + std::to_string(n) + ", " + std::to_string(n) +
+                            ") to match b, got a Fisher with P = " + std::to_string(fisher.size()));
+    }
+    return {[&fisher](const double* x, double* y) { fisher.product(x, y); }, true};
+  }
+  // Foreign operators are given a copy of the vector: they may keep it.
+  const auto from_callable = [n, name](py::object call) -> OperatorFromPython {
+    return {[call = std::move(call), n, name](const double* x, double* y) {
+              const auto result =
+                  vector_of<double>(call(py::array_t<double>(n, x)), name + "(v)", n, false);
+              std::copy_n(result.data(), n, y);
+            },
+            false};
+  };
+  if (py::hasattr(a, "matvec")) return from_callable(a.attr("matvec"));
+  if (py::hasattr(a, "__array_priority__") == false || py::isinstance<py::array>(a)) {
+    if (!PyCallable_Check(a.ptr())) {
+      const py::array raw = numeric_array(a, name);
+      if (raw.ndim() != 2 || raw.shape(0) != n || raw.shape(1) != n) {
+        wrong_value(name, "want shape (" + std::to_string(n) + ", " + std::to_string(n) +
+                              ") to match b, got " + shape_text(raw));
+      }
+      const Array<double> matrix(raw);
+      require_finite(matrix, name);
+      return {[matrix, n](const double* x, double* y) {
+                using RowMajor =
+                    Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+                Eigen::Map<Eigen::VectorXd>(y, n).noalias() =
+                    Eigen::Map<const RowMajor>(matrix.data(), n, n) *
+                    Eigen::Map<const Eigen::VectorXd>(x, n);
+              },
+              true};
+    }
+  }
+  if (py::hasattr(a, "__matmul__")) return from_callable(a.attr("__matmul__"));  // scipy.sparse
+  return from_callable(py::reinterpret_borrow<py::object>(a));
+}
+
+CgResult solve(py::handle a, py::handle given_b, py::handle given_x0, double damping, double rtol,
+               double atol, int max_iterations, py::handle preconditioner,
+               int residual_replacement) {
+  const auto b = vector_of<double>(given_b, "b", -1);
+  const Index n = b.size();
+  if (n == 0) wrong_value("b", "want at least one value, got shape (0,)");
+  CgOptions options;
+  options.damping = non_negative(damping, "damping");
+  options.rtol = non_negative(rtol, "rtol");
+  options.atol = non_negative(atol, "atol");
+  options.max_iterations = at_least(max_iterations, 1, "max_iterations");
+  options.residual_replacement = at_least(residual_replacement, 0, "residual_replacement");
+  CgResult result;
+  result.x = py::array_t<double>(n);
+  double* x = result.x.mutable_data();
+  if (given_x0.is_none()) {
+    std::fill_n(x, n, 0.0);
+  } else {
+    const auto x0 = vector_of<double>(given_x0, "x0", n);
+    std::copy_n(x0.data(), n, x);
+  }
+  const OperatorFromPython op = make_operator(a, n, "A");
+  std::optional<OperatorFromPython> inverse;
+  if (!preconditioner.is_none()) inverse = make_operator(preconditioner, n, "preconditioner");
+
+  CgScratch scratch;
+  const LinearOperator product(op.apply);
+  const LinearOperator precondition(inverse ? inverse->apply : op.apply);
+  const auto run = [&] {
+    result.summary = conjugate_gradient(product, n, b.data(), x, options,
+                                        inverse ? &precondition : nullptr, &scratch);
+  };
+  if (op.compiled && (!inverse || inverse->compiled)) {
+    const py::gil_scoped_release release;  // no Python in the loop
+    run();
+  } else {
+    run();
+  }
+  return result;
+}
+
+std::string message_of(const LineSearchSummary& s) {
+  char text[200];
+  std::snprintf(text, sizeof(text), "%s: fraction %.3g, kl %.3g, improvement %.3g, %d evaluations",
+                s.status == LineSearchStatus::ACCEPTED ? "ACCEPTED" : "LINE_SEARCH_FAILED",
+                s.fraction, s.candidate.kl, s.candidate.improvement, s.evaluations);
+  return text;
+}
+
+}  // namespace
+
+LineSearchOptions line_search_options(double shrink, int max_backtracks, double accept_ratio) {
+  LineSearchOptions options;
+  options.shrink = number(shrink, "shrink", shrink > 0 && shrink < 1, "a number > 0 and < 1");
+  options.max_backtracks = at_least(max_backtracks, 1, "max_backtracks");
+  options.accept_ratio =
+      number(accept_ratio, "accept_ratio", accept_ratio >= 0 && accept_ratio < 1,
+             "a number >= 0 and < 1");
+  return options;
+}
+
+void bind_solvers(py::module_& m) {
+  py::native_enum<CgStatus>(m, "CgStatus", "enum.Enum", "Why conjugate gradients stopped.")
+      .value("CONVERGED", CgStatus::CONVERGED, "The residual is within tolerance.")
+      .value("MAX_ITERATIONS", CgStatus::MAX_ITERATIONS, "Out of iterations.")
+      .value("INDEFINITE", CgStatus::INDEFINITE,
+             "A direction of no, negative or non-finite curvature; x is the best so far.")
+      .value("ZERO_RHS", CgStatus::ZERO_RHS, "b = 0, so x = 0.")
+      .finalize();
+  py::native_enum<LineSearchStatus>(m, "LineSearchStatus", "enum.Enum", "How a search ended.")
+      .value("ACCEPTED", LineSearchStatus::ACCEPTED, "A fraction satisfies both conditions.")
+      .value("LINE_SEARCH_FAILED", LineSearchStatus::LINE_SEARCH_FAILED, "None of those tried does.")
+      .finalize();
+
+  py::class_<CgResult>(m, "CgResult", "The solution of a linear system, and how it was reached.")
+      .def_property_readonly("x", [](const CgResult& r) { return r.x; }, "(n,) float64.")
+      .def_property_readonly("status", [](const CgResult& r) { return r.summary.status; },
+                             "Why it stopped.")
+      .def_property_readonly("iterations", [](const CgResult& r) { return r.summary.iterations; },
+                             "Iterations, one product each.")
+      .def_property_readonly(
+          "residual_norm", [](const CgResult& r) { return r.summary.residual_norm; },
+          "||b - (A + damping I) x||, from the recurrence.")
+      .def_property_readonly(
+          "quadratic_form", [](const CgResult& r) { return r.summary.quadratic_form; },
+          "x'Ax without damping, from the recurrence.")
+      .def_property_readonly("message", [](const CgResult& r) { return message_of(r.summary); },
+                             "A sentence with the numbers.")
+      .def("__repr__",
+           [](const CgResult& r) { return "CgResult(" + message_of(r.summary) + ")"; });
+
+  m.def("conjugate_gradient", &solve, py::arg("A"), py::arg("b"), py::arg("x0") = py::none(),
+        py::arg("damping") = CgOptions{}.damping, py::arg("rtol") = CgOptions{}.rtol,
+        py::arg("atol") = CgOptions{}.atol, py::arg("max_iterations") = CgOptions{}.max_iterations,
+        py::arg("preconditioner") = py::none(),
+        py::arg("residual_replacement") = CgOptions{}.residual_replacement,
+        R"(Solves (A + damping I) x = b for a symmetric positive semidefinite A.
+
+Hestenes and Stiefel (1952), preconditioned, with a guard on curvature.
+
+Parameters
+----------
+A : Fisher, (n, n) array, operator with `matvec`, scipy.sparse matrix, or callable v -> A v
+    For the first two there is no Python in the loop and the GIL is released.
+b : (n,)
+x0 : (n,), optional
+    Start; 0 by default. Not overwritten.
+damping : float >= 0
+rtol, atol : float >= 0
+    Stop at ||r|| <= max(rtol ||b||, atol).
+max_iterations : int >= 1
+preconditioner : as A, optional
+    r -> M^-1 r for a symmetric positive definite M close to A + damping I.
+residual_replacement : int >= 0
+    Recompute the residual every so many iterations, one product each; 0 for never.
+
+Returns
+-------
+CgResult
+    Numerical trouble is a status, never an exception. Raises ValueError or TypeError for bad arrays or
+    options, and lets through what A or the preconditioner raise.)");
+
+  py::class_<LineSearchOptions>(m, "LineSearch", R"(Settings of the backtracking line search.
+
+Parameters
+----------
+shrink : float, 0 < shrink < 1
+    Factor from one candidate to the next.
+max_backtracks : int >= 1
+    Candidates tried in all: fractions 1, shrink, ..., shrink**(max_backtracks - 1).
+accept_ratio : float, 0 <= accept_ratio < 1
+    A candidate must improve by more than this part of the predicted improvement.)")
+      .def(py::init(&line_search_options), py::arg("shrink") = LineSearchOptions{}.shrink,
+           py::arg("max_backtracks") = LineSearchOptions{}.max_backtracks,
+           py::arg("accept_ratio") = LineSearchOptions{}.accept_ratio)
+      .def_readonly("shrink", &LineSearchOptions::shrink, "As given.")
+      .def_readonly("max_backtracks", &LineSearchOptions::max_backtracks, "As given.")
+      .def_readonly("accept_ratio", &LineSearchOptions::accept_ratio, "As given.")
+      .def("__repr__", [](const LineSearchOptions& o) {
+        return "LineSearch(shrink=" + py::str(py::float_(o.shrink)).cast<std::string>() +
+               ", max_backtracks=" + std::to_string(o.max_backtracks) + ", accept_ratio=" +
+               py::str(py::float_(o.accept_ratio)).cast<std::string>() + ")";
+      });
+
+  py::class_<LineSearchSummary>(m, "LineSearchResult", "How a line search ended.")
+      .def_readonly("status", &LineSearchSummary::status, "ACCEPTED or LINE_SEARCH_FAILED.")
+      .def_readonly("fraction", &LineSearchSummary::fraction, "Accepted, or the last one tried.")
+      .def_property_readonly(
+          "improvement", [](const LineSearchSummary& s) { return s.candidate.improvement; },
+          "What that fraction improves.")
+      .def_property_readonly("kl", [](const LineSearchSummary& s) { return s.candidate.kl; },
+                             "Its divergence.")
+      .def_readonly("evaluations", &LineSearchSummary::evaluations, "Candidates evaluated.")
+      .def_property_readonly("message", [](const LineSearchSummary& s) { return message_of(s); },
+                             "A sentence with the numbers.")
+      .def("__repr__", [](const LineSearchSummary& s) {
+        return "LineSearchResult(" + message_of(s) + ")";
+      });
+
+  m.def("backtracking_line_search",
+        [](const py::function& evaluate, double expected_improvement, double max_kl, double shrink,
+           int max_backtracks, double accept_ratio) {
+          const LineSearchOptions options =
+              line_search_options(shrink, max_backtracks, accept_ratio);
+          number(expected_improvement, "expected_improvement", true, "a finite number");
+          positive(max_kl, "max_kl");
+          const auto call = [&](double fraction) {
+            const auto [improvement, kl] =
+                evaluate(fraction).cast<std::pair<double, double>>();
+            return Candidate{improvement, kl};
+          };
+          return backtracking_line_search(call, expected_improvement, max_kl, options);
+        },
+        py::arg("evaluate"), py::arg("expected_improvement"), py::arg("max_kl"),
+        py::arg("shrink") = LineSearchOptions{}.shrink,
+        py::arg("max_backtracks") = LineSearchOptions{}.max_backtracks,
+        py::arg("accept_ratio") = LineSearchOptions{}.accept_ratio,
+        R"(Tries fractions of a step until one is acceptable (Schulman et al. 2015, appendix C).
+
+evaluate(fraction) returns (improvement, kl). A fraction is accepted if both are finite,
+kl <= max_kl and improvement > accept_ratio * fraction * expected_improvement.)");
+}
+
+}  // namespace natgrad::bindings

@@ -1,0 +1,98 @@
+// What Python holds: policies and value functions whose dtype is chosen at run time.
+#pragma once
+
+#include <memory>
+#include <type_traits>
+#include <variant>
+#include <vector>
+
+#include "arrays.hpp"
+#include "natgrad/policy.hpp"
+#include "natgrad/value_function.hpp"
+
+namespace natgrad::bindings {
+
+template <template <class> class Model>
+struct AnyModel {
+  std::variant<std::shared_ptr<Model<float>>, std::shared_ptr<Model<double>>> model;
+  py::dict config;  // the constructor's arguments: to answer `config`, to copy and to pickle
+
+  bool is_float() const { return model.index() == 0; }
+};
+struct PyPolicy : AnyModel<Policy> {};
+struct PyValueFunction : AnyModel<ValueFunction> {};
+
+struct PyDistribution {
+  Distribution distribution;
+};
+
+// Calls f(model) with the typed model.
+template <class Any, class F>
+decltype(auto) visit(const Any& any, F&& f) {
+  return std::visit([&](const auto& pointer) -> decltype(auto) { return f(*pointer); }, any.model);
+}
+
+template <class Model>
+struct ScalarOf;
+template <template <class> class Model, class T>
+struct ScalarOf<Model<T>> {
+  using type = T;
+};
+template <class Model>
+using scalar_of = typename ScalarOf<std::remove_cv_t<std::remove_reference_t<Model>>>::type;
+
+// An update or a fit that serves models of both dtypes: its typed form is made at the first use with
+// a dtype, and takes the options and the state of the one before.
+template <template <class> class Algorithm>
+class AnyAlgorithm {
+ public:
+  explicit AnyAlgorithm(const typename Algorithm<float>::Options& options)
+      : algorithm_(std::make_unique<Algorithm<float>>(options)) {}
+
+  template <class T>
+  Algorithm<T>& typed() {
+    if (auto* same = std::get_if<std::unique_ptr<Algorithm<T>>>(&algorithm_)) return **same;
+    auto made = visit([](auto& other) { return std::make_unique<Algorithm<T>>(other.options()); });
+    if constexpr (has_state) made->set_state(visit([](auto& other) { return other.state(); }));
+    return *std::get<std::unique_ptr<Algorithm<T>>>(algorithm_ = std::move(made));
+  }
+
+  template <class F>
+  decltype(auto) visit(F&& f) {
+    return std::visit([&](auto& pointer) -> decltype(auto) { return f(*pointer); }, algorithm_);
+  }
+
+  py::array_t<double> state() {
+    const std::vector<double> state = visit([](auto& a) { return a.state(); });
+    return py::array_t<double>(static_cast<py::ssize_t>(state.size()), state.data());
+  }
+  void set_state(py::handle given) {
+    const auto value = vector_of<double>(given, "state", -1);
+    const std::vector<double> state(value.data(), value.data() + value.size());
+    if (!visit([&](auto& a) { return a.set_state(state); })) {
+      wrong_value("state", "want what `state` gave before, got " + std::to_string(state.size()) +
+                               " values that are not a state of this object");
+    }
+  }
+
+ private:
+  template <class A, class = void>
+  struct HasState : std::false_type {};
+  template <class A>
+  struct HasState<A, std::void_t<decltype(&A::state)>> : std::true_type {};
+  static constexpr bool has_state = HasState<Algorithm<float>>::value;
+
+  std::variant<std::unique_ptr<Algorithm<float>>, std::unique_ptr<Algorithm<double>>> algorithm_;
+};
+
+void bind_random(py::module_& m);
+void bind_distribution(py::module_& m);
+void bind_policy(py::module_& m);
+void bind_value_function(py::module_& m);
+void bind_fisher(py::module_& m);
+void bind_solvers(py::module_& m);
+void bind_update(py::module_& m);
+void bind_advantage(py::module_& m);
+void bind_machine(py::module_& m);
+
+}  // namespace natgrad::bindings

@@ -1,0 +1,18 @@
+// Table of contents of natgrad._core. One file per concept; see models.hpp and arrays.hpp for what
+// they share.
+#include "models.hpp"
+
+PYBIND11_MODULE(_core, m) {
+  using namespace natgrad::bindings;
+  m.doc() = "The compiled core of natgrad: analytic Fisher products, solvers and updates.";
+  m.attr("__version__") = NATGRAD_VERSION;
+  bind_random(m);
+  bind_distribution(m);
+  bind_policy(m);
+  bind_value_function(m);
+  bind_fisher(m);
+  bind_solvers(m);
+  bind_update(m);
+  bind_advantage(m);
+  bind_machine(m);
+}

@@ -1,0 +1,158 @@
+// The Fisher operator as Python holds it, shared by its own binding and by the solvers'.
+#pragma once
+
+#include <mutex>
+
+#include "models.hpp"
+#include "natgrad/fisher.hpp"
+
+namespace natgrad::bindings {
+
+inline FisherKind fisher_kind_named(const std::string& kind, const std::string& name) {
+  if (kind == "exact") return FisherKind::exact;
+  if (kind == "empirical") return FisherKind::empirical;
+  wrong_value(name, "want exact or empirical, got '" + kind + "'");
+}
+
+inline double fraction_of(double fraction, const std::string& name) {
+  return number(fraction, name, fraction > 0 && fraction <= 1, "a number > 0 and <= 1");
+}
+
+// Owns the batch's linearisation and keeps the policy alive. Products use scratch memory inside, so
+// one at a time: the mutex is taken without the GIL.
+class PyFisher {
+ private:
+  template <class T>
+  struct Typed {
+    std::shared_ptr<Policy<T>> keep;
+    LinearizedPolicy<T> linearization;
+    Fisher<T> fisher;
+  };
+
+  template <class F>
+  decltype(auto) visit(F&& f) const {
+    return std::visit([&](const auto& typed) -> decltype(auto) { return f(*typed); }, typed_);
+  }
+
+ public:
+  FisherKind kind = FisherKind::exact;
+
+  template <class T>
+  static std::unique_ptr<PyFisher> make(std::shared_ptr<Policy<T>> policy, py::handle observations,
+                                        double damping, FisherKind kind, py::handle given_actions,
+                                        py::handle given_weights, double fraction) {
+    const auto rows = rows_of<T>(observations, "observations", policy->network().spec().inputs,
+                                 false, false);
+    const Index width = action_size(policy->distribution());
+    Array<T> actions;
+    if (kind == FisherKind::empirical) {
+      if (given_actions.is_none()) {
+        wrong_value("actions", "want the actions taken, for kind='empirical'; got None");
+      }
+      actions = actions_of<T>(given_actions, policy->distribution(), rows.count, false);
+    }
+    Array<double> weights;
+    if (!given_weights.is_none()) {
+      weights = vector_of<double>(given_weights, "weights", rows.count);
+      for (Index n = 0; n < rows.count; ++n) {
+        non_negative(weights.data()[n], "weights[" + std::to_string(n) + "]");
+      }
+    }
+    const bool weighted = weights.size() > 0;
+
+    auto result = std::make_unique<PyFisher>();
+    auto typed = std::make_unique<Typed<T>>();
+    result->kind = kind;
+    {
+      const py::gil_scoped_release release;  // plain memory from here on
+      const Index part = subsample_size(rows.count, fraction);
+      Buffer<T> part_observations, part_actions;
+      Buffer<double> part_weights;
+      Matrix<const T> batch = rows.view();
+      Matrix<const T> taken{actions.data(), rows.count, width, width};
+      const double* w = weighted ? weights.data() : nullptr;
+      if (part < rows.count) {
+        batch = subsample_rows(batch, part, &part_observations);
+        if (kind == FisherKind::empirical) taken = subsample_rows(taken, part, &part_actions);
+        if (weighted) {
+          w = subsample_rows(Matrix<const double>{w, rows.count, 1, 1}, part, &part_weights).data;
+        }
+      }
+      typed->keep = std::move(policy);
+      typed->linearization.evaluate(*typed->keep, batch);
+      typed->fisher.attach(&typed->linearization, kind, taken, w);
+      typed->fisher.damping = damping;
+    }
+    result->typed_ = std::move(typed);
+    return result;
+  }
+
+  Index size() const {
+    return visit([](const auto& t) { return t.fisher.size(); });
+  }
+  double damping() const {
+    return visit([](const auto& t) { return t.fisher.damping; });
+  }
+
+  // Without the GIL. The solvers call this directly.
+  void product(const double* v, double* out) {
+    const std::lock_guard lock(mutex_);
+    visit([&](auto& t) { t.fisher.product(v, out); });
+  }
+
+  py::array_t<double> matvec(py::handle given) {
+    py::array raw = numeric_array(given, "v");
+    const bool column = raw.ndim() == 2 && raw.shape(1) == 1;
+    const Array<double> v = vector_of<double>(column ? raw.reshape({-1}) : raw, "v", size());
+    py::array_t<double> out(size());
+    double* to = out.mutable_data();
+    {
+      const py::gil_scoped_release release;  // plain memory from here on
+      product(v.data(), to);
+    }
+    return column ? py::array_t<double>(out.reshape({size(), Index{1}})) : out;
+  }
+
+  py::array_t<double> matmul(py::handle given) {
+    const py::array raw = numeric_array(given, "v");
+    if (raw.ndim() != 2) return matvec(given);
+    if (raw.shape(0) != size()) {
+      wrong_value("v", "want " + std::to_string(size()) + " rows, got shape " + shape_text(raw));
+    }
+    const Array<double> columns(raw.attr("T"));
+    require_finite(columns, "v");
+    py::array_t<double> out({raw.shape(1), size()});
+    double* to = out.mutable_data();
+    {
+      const py::gil_scoped_release release;  // plain memory from here on
+      for (Index j = 0; j < columns.shape(0); ++j) {
+        product(columns.data() + j * size(), to + j * size());
+      }
+    }
+    return py::array_t<double>(py::object(out.attr("T")));
+  }
+
+  py::array_t<double> to_dense() {
+    py::array_t<double> out({size(), size()});
+    double* to = out.mutable_data();
+    const py::gil_scoped_release release;  // plain memory from here on
+    const std::lock_guard lock(mutex_);
+    visit([&](auto& t) { t.fisher.to_dense(to); });
+    return out;
+  }
+
+  py::array_t<double> diagonal() {
+    py::array_t<double> out(size());
+    double* to = out.mutable_data();
+    const py::gil_scoped_release release;  // plain memory from here on
+    const std::lock_guard lock(mutex_);
+    visit([&](auto& t) { t.fisher.diagonal(to); });
+    return out;
+  }
+
+ private:
+  std::variant<std::unique_ptr<Typed<float>>, std::unique_ptr<Typed<double>>> typed_;
+  std::mutex mutex_;
+};
+
+}  // namespace natgrad::bindings

@@ -1,0 +1,122 @@
+#include "natgrad/conjugate_gradient.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace natgrad {
+
+double dot(const double* x, const double* y, Index n) {
+  constexpr Index kStrands = 8;  // independent sums, so that the compiler may use vectors
+  double sums[kStrands] = {};
+  Index i = 0;
+  for (; i + kStrands <= n; i += kStrands) {
+    for (Index j = 0; j < kStrands; ++j) sums[j] += x[i + j] * y[i + j];
+  }
+  for (Index j = 0; i < n; ++i, ++j) sums[j] += x[i] * y[i];
+  return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+}
+
+namespace {
+
+// The norm without overflow or underflow of the squares.
+double norm(const double* x, Index n) {
+  const double squared = dot(x, x, n);
+  if (squared > 1e-280 && squared < 1e280) return std::sqrt(squared);
+  double largest = 0;
+  for (Index i = 0; i < n; ++i) {
+    if (std::isnan(x[i])) return x[i];
+    largest = std::max(largest, std::abs(x[i]));
+  }
+  if (largest == 0 || std::isinf(largest)) return largest;
+  double sum = 0;
+  for (Index i = 0; i < n; ++i) sum += (x[i] / largest) * (x[i] / largest);
+  return largest * std::sqrt(sum);
+}
+
+}  // namespace
+
+CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double* x,
+                             const CgOptions& options, const LinearOperator* preconditioner,
+                             CgScratch* scratch) {
+  for (Buffer<double>* buffer : {&scratch->r, &scratch->p, &scratch->z, &scratch->q}) {
+    buffer->resize(n);
+  }
+  double* r = scratch->r.data();
+  double* p = scratch->p.data();
+  double* z = preconditioner != nullptr ? scratch->z.data() : r;
+  double* q = scratch->q.data();
+
+  CgSummary summary;
+  summary.rhs_norm = norm(b, n);
+  if (summary.rhs_norm == 0) {
+    std::fill_n(x, n, 0.0);
+    return summary;
+  }
+
+  const auto damped_product = [&](const double* v, double* out) {
+    a(v, out);
+    if (options.damping != 0) {
+      for (Index i = 0; i < n; ++i) out[i] += options.damping * v[i];
+    }
+  };
+  const auto exact_residual = [&] {
+    damped_product(x, q);
+    for (Index i = 0; i < n; ++i) r[i] = b[i] - q[i];
+  };
+
+  // r = b - (A + damping I) x; no product for the usual start at 0.
+  if (std::all_of(x, x + n, [](double value) { return value == 0; })) {
+    std::copy_n(b, n, r);
+  } else {
+    exact_residual();
+  }
+  summary.residual_norm = norm(r, n);
+  const double tolerance = std::max(options.rtol * summary.rhs_norm, options.atol);
+
+  double rho = 0;  // r'z
+  summary.status = CgStatus::MAX_ITERATIONS;
+  for (;;) {
+    if (summary.residual_norm <= tolerance) {
+      summary.status = CgStatus::CONVERGED;
+      break;
+    }
+    if (summary.iterations == options.max_iterations) break;
+
+    // z = M^-1 r, and the next direction p = z + beta p.
+    if (preconditioner != nullptr) (*preconditioner)(r, z);
+    const double previous = rho;
+    rho = dot(r, z, n);
+    if (!(rho > 0) || !std::isfinite(rho)) {  // M is not positive definite, or r is not finite
+      summary.status = CgStatus::INDEFINITE;
+      summary.curvature = rho;
+      break;
+    }
+    const double beta = summary.iterations > 0 ? rho / previous : 0;
+    if (summary.iterations > 0) {
+      for (Index i = 0; i < n; ++i) p[i] = z[i] + beta * p[i];
+    } else {
+      std::copy_n(z, n, p);
+    }
+
+    // The step along p: alpha = r'z / p'(A + damping I)p.
+    damped_product(p, q);
+    summary.curvature = dot(p, q, n);
+    const double alpha = rho / summary.curvature;
+    if (!(summary.curvature > 0) || !std::isfinite(summary.curvature) || !std::isfinite(alpha)) {
+      summary.status = CgStatus::INDEFINITE;
+      break;
+    }
+    for (Index i = 0; i < n; ++i) x[i] += alpha * p[i];
+    ++summary.iterations;
+    if (options.residual_replacement > 0 && summary.iterations % options.residual_replacement == 0) {
+      exact_residual();
+    } else {
+      for (Index i = 0; i < n; ++i) r[i] -= alpha * q[i];
+    }
+    summary.residual_norm = norm(r, n);
+  }
+  summary.quadratic_form = dot(x, b, n) - dot(x, r, n) - options.damping * dot(x, x, n);
+  return summary;
+}
+
+}  // namespace natgrad

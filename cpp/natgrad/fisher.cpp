@@ -1,0 +1,217 @@
+#include "natgrad/fisher.hpp"
+
+#include <Eigen/Dense>
+
+namespace natgrad {
+namespace {
+
+using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+// Rows whose Khatri-Rao products are formed at once for a dense matrix.
+constexpr Index kChunkRows = 256;
+
+}  // namespace
+
+template <class T>
+void Fisher<T>::attach(LinearizedPolicy<T>* policy, FisherKind kind, Matrix<const T> actions,
+                       const double* weights) {
+  policy_ = policy;
+  kind_ = kind;
+  const Matrix<const T> y = policy->network.outputs();
+  state_.resize(y.rows * y.columns);
+  weights_.resize(y.rows);
+  std::visit(
+      [&](const auto& distribution) {
+        for (Index n = 0; n < y.rows; ++n) {
+          weights_[n] = (weights != nullptr ? weights[n] : 1.0) / static_cast<double>(y.rows);
+          T* state = state_.data() + n * y.columns;
+          if (kind == FisherKind::exact) {
+            distribution.curvature(y.row(n), state);
+          } else {
+            distribution.score(y.row(n), actions.row(n), 1.0, state);
+          }
+        }
+      },
+      policy->policy->distribution());
+}
+
+template <class T>
+void Fisher<T>::product(const double* v, double* out) {
+  std::visit(
+      [&](const auto& distribution) {
+        policy_->network.sweep(
+            v,
+            [&](Index first, Matrix<const T> u, Matrix<T> d) {
+              const T* state = state_.data() + first * u.columns;
+              for (Index r = 0; r < u.rows; ++r, state += u.columns) {
+                if (kind_ == FisherKind::exact) {
+                  distribution.fisher_product(state, u.row(r), weights_[first + r], d.row(r));
+                  continue;
+                }
+                double along = 0;
+                for (Index k = 0; k < u.columns; ++k) {
+                  along += static_cast<double>(state[k]) * static_cast<double>(u.row(r)[k]);
+                }
+                along *= weights_[first + r];
+                for (Index k = 0; k < u.columns; ++k) {
+                  d.row(r)[k] = static_cast<T>(along * static_cast<double>(state[k]));
+                }
+              }
+            },
+            out);
+      },
+      policy_->policy->distribution());
+  if (damping != 0) {
+    const Index count = size();
+    for (Index i = 0; i < count; ++i) out[i] += damping * v[i];
+  }
+}
+
+template <class T>
+Index Fisher<T>::columns() const {
+  return kind_ == FisherKind::exact ? policy_->network.outputs().columns : 1;
+}
+
+// d_n = sqrt(w_n / N) * column of the square root of M_n.
+template <class T>
+void Fisher<T>::fill_column(Index first, Index column, Matrix<T> d) const {
+  std::visit(
+      [&](const auto& distribution) {
+        for (Index r = 0; r < d.rows; ++r) {
+          const T* state = state_.data() + (first + r) * d.columns;
+          const double scale = std::sqrt(weights_[first + r]);
+          if (kind_ == FisherKind::exact) {
+            distribution.fisher_sqrt_column(state, column, scale, d.row(r));
+          } else {
+            for (Index k = 0; k < d.columns; ++k) d.row(r)[k] = static_cast<T>(scale) * state[k];
+          }
+        }
+      },
+      policy_->policy->distribution());
+}
+
+template <class T>
+template <class Visit>
+void Fisher<T>::for_each_adjoint(Visit visit) {
+  const Linearization<T>& network = policy_->network;
+  const std::vector<Layer>& layers = policy_->policy->network().layers();
+  const Index outputs = policy_->policy->network().spec().outputs;
+  const Index free_outputs = policy_->policy->network().spec().free_outputs;
+  const std::size_t count = layers.size();
+
+  // The free outputs are one more layer, with no input but the bias.
+  std::vector<Buffer<T>> storage(count);
+  std::vector<Matrix<T>> adjoints(count);
+  std::vector<RowMajor> h(count + 1), d(count + 1);
+  const Index columns = network.outputs().columns;
+  Buffer<T> cotangent(kChunkRows * leading_dimension<T>(columns));
+  for (Index first = 0; first < network.rows(); first += kChunkRows) {
+    const Index rows = std::min(kChunkRows, network.rows() - first);
+    for (std::size_t l = 0; l < count; ++l) {
+      const Index stride = leading_dimension<T>(layers[l].out);
+      storage[l].resize(kChunkRows * stride);
+      adjoints[l] = {storage[l].data(), rows, layers[l].out, stride};
+      const Matrix<const T> input = network.layer_input(l);
+      h[l].setOnes(rows, layers[l].in + 1);
+      for (Index r = 0; r < rows; ++r) {
+        for (Index i = 0; i < layers[l].in; ++i) {
+          h[l](r, i) = static_cast<double>(input.row(first + r)[i]);
+        }
+      }
+    }
+    h[count].setOnes(rows, 1);
+    for (Index column = 0; column < this->columns(); ++column) {
+      const Matrix<T> top{cotangent.data(), rows, columns, leading_dimension<T>(columns)};
+      fill_column(first, column, top);
+      network.adjoints(first, top, &adjoints);
+      for (std::size_t l = 0; l <= count; ++l) {
+        d[l].resize(rows, l < count ? layers[l].out : free_outputs);
+        for (Index r = 0; r < rows; ++r) {
+          const T* source = l < count ? adjoints[l].row(r) : top.row(r) + outputs;
+          for (Index o = 0; o < d[l].cols(); ++o) d[l](r, o) = static_cast<double>(source[o]);
+        }
+      }
+      visit(h, d, column);
+    }
+  }
+}
+
+// Block of layers l and m, from the adjoints d^k of column k and inputs h (with a one for the bias):
+//
+//   F[(o, i), (o', i')] = sum_n (sum_k d^k_l[n, o] d^k_m[n, o']) (h_l[n, i] h_m[n, i'])     (eq. 14)
+//
+// a product of two Khatri-Rao matrices over the rows n: the sum over k is taken before the sum over
+// n, so the cost does not grow with K.
+template <class T>
+void Fisher<T>::to_dense(double* out) {
+  const std::vector<Layer>& layers = policy_->policy->network().layers();
+  const std::size_t blocks = layers.size() + 1;
+  const Index count = size();
+  std::vector<RowMajor> outer(blocks * blocks), total(blocks * blocks);
+  for_each_adjoint([&](const std::vector<RowMajor>& h, const std::vector<RowMajor>& d, Index column) {
+    for (std::size_t l = 0; l < blocks; ++l) {
+      for (std::size_t m = l; m < blocks; ++m) {
+        const Index rows = d[l].rows(), out_l = d[l].cols(), out_m = d[m].cols();
+        if (out_l * out_m == 0) continue;
+        RowMajor& g = outer[l * blocks + m];
+        if (column == 0) g.setZero(rows, out_l * out_m);
+        for (Index r = 0; r < rows; ++r) {
+          Eigen::Map<RowMajor>(g.row(r).data(), out_l, out_m).noalias() +=
+              d[l].row(r).transpose() * d[m].row(r);
+        }
+        if (column + 1 < columns()) continue;
+        RowMajor inputs(rows, h[l].cols() * h[m].cols());
+        for (Index r = 0; r < rows; ++r) {
+          Eigen::Map<RowMajor>(inputs.row(r).data(), h[l].cols(), h[m].cols()).noalias() =
+              h[l].row(r).transpose() * h[m].row(r);
+        }
+        RowMajor& sum = total[l * blocks + m];
+        if (sum.size() == 0) sum.setZero(g.cols(), inputs.cols());
+        sum.noalias() += g.transpose() * inputs;
+      }
+    }
+  });
+
+  // Where (o, i) of a block stands in theta; i = in is the bias.
+  const auto position = [&](std::size_t l, Index o, Index i) {
+    if (l + 1 == blocks) return policy_->policy->network().free_offset() + o;
+    return i < layers[l].in ? layers[l].weight + o * layers[l].in + i : layers[l].bias + o;
+  };
+  for (std::size_t l = 0; l < blocks; ++l) {
+    for (std::size_t m = l; m < blocks; ++m) {
+      const RowMajor& sum = total[l * blocks + m];
+      if (sum.size() == 0) continue;
+      const Index in_m = m + 1 < blocks ? layers[m].in + 1 : 1;
+      const Index out_m = m + 1 < blocks ? layers[m].out : count - position(m, 0, 0);
+      for (Index a = 0; a < sum.rows(); ++a) {
+        for (Index b = 0; b < sum.cols(); ++b) {
+          const Index i = position(l, a / out_m, b / in_m), j = position(m, a % out_m, b % in_m);
+          out[i * count + j] = out[j * count + i] = sum(a, b);
+        }
+      }
+    }
+  }
+  for (Index i = 0; i < count; ++i) out[i * count + i] += damping;
+}
+
+template <class T>
+void Fisher<T>::diagonal(double* out) {
+  const std::vector<Layer>& layers = policy_->policy->network().layers();
+  std::fill_n(out, size(), damping);
+  for_each_adjoint([&](const std::vector<RowMajor>& h, const std::vector<RowMajor>& d, Index) {
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      const auto [in, width, weight, bias] = layers[l];
+      const RowMajor squares = d[l].cwiseAbs2().transpose() * h[l].cwiseAbs2();
+      Eigen::Map<RowMajor>(out + weight, width, in) += squares.leftCols(in);
+      Eigen::Map<Eigen::VectorXd>(out + bias, width) += squares.col(in);
+    }
+    const RowMajor& free = d.back();
+    Eigen::Map<Eigen::VectorXd>(out + size() - free.cols(), free.cols()) +=
+        free.cwiseAbs2().colwise().sum().transpose();
+  });
+}
+
+template class Fisher<float>;
+template class Fisher<double>;
+
+}  // namespace natgrad

@@ -1,0 +1,64 @@
+// The Fisher information of a policy on a batch, without automatic differentiation:
+//
+//   F = (1/N) sum_n w_n J_n' M_n J_n + damping I                                          (eq. 10)
+//
+// with J_n the Jacobian of the network's outputs and M_n the distribution's own Fisher information.
+// kind = empirical replaces M_n by the outer product of the score of the action taken.
+#pragma once
+
+#include "natgrad/policy.hpp"
+
+namespace natgrad {
+
+enum class FisherKind { exact, empirical };
+
+// A fixed part of a batch: `part` of `rows` observations, evenly spaced (row floor(i rows / part)).
+inline Index subsample_size(Index rows, double fraction) {
+  const auto part = static_cast<Index>(std::lround(fraction * static_cast<double>(rows)));
+  return std::clamp<Index>(part, 1, rows);
+}
+template <class T>
+Matrix<const T> subsample_rows(Matrix<const T> all, Index part, Buffer<T>* storage) {
+  storage->resize(part * all.columns);
+  for (Index i = 0; i < part; ++i) {
+    std::copy_n(all.row(i * all.rows / part), all.columns, storage->data() + i * all.columns);
+  }
+  return {storage->data(), part, all.columns, all.columns};
+}
+
+template <class T>
+class Fisher {
+ public:
+  double damping = 0;
+
+  // Reads the distribution parameters of `policy`, which must outlive this. `actions` are needed by
+  // the empirical kind; null weights are ones. Both arrays have one entry for each row of policy.
+  void attach(LinearizedPolicy<T>* policy,
+              FisherKind kind,
+              Matrix<const T> actions,     // (N, action size)
+              const double* weights);      // (N)
+
+  Index size() const { return policy_->policy->parameter_count(); }
+
+  // out = F v: one forward-mode and one reverse-mode pass.
+  void product(const double* v, double* out);
+
+  // F (P, P), row-major, assembled from blocks of layers (eq. 14); never by P products.
+  void to_dense(double* out);
+  void diagonal(double* out);
+
+ private:
+  // Calls visit(first, h, d) for chunks of rows, where column by column of the square root of M the
+  // adjoints d[l] (rows, out_l) of every layer are given; h[l] (rows, in_l + 1) ends with ones.
+  template <class Visit>
+  void for_each_adjoint(Visit visit);
+  Index columns() const;
+  void fill_column(Index first, Index column, Matrix<T> d) const;
+
+  LinearizedPolicy<T>* policy_ = nullptr;
+  FisherKind kind_ = FisherKind::exact;
+  Buffer<T> state_;         // (N, K): curvature of the distribution, or scores
+  Buffer<double> weights_;  // (N): w_n / N
+};
+
+}  // namespace natgrad

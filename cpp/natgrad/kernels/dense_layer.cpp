@@ -1,0 +1,286 @@
+// The dense-layer kernels of one instruction set level. CMake compiles this file once per level with
+// that level's flags, NATGRAD_NAMESPACE and NATGRAD_VECTOR_BYTES; see kernels.hpp for the contract.
+//
+// Both products are sums of outer products of a broadcast scalar and a vector, so one register
+// block serves both (Goto and van de Geijn 2008; the block of BLIS, without its packing of A):
+//
+//                 b[k][0..V)   V vectors                multiply:    a(m, k) = A[m][k]   (row of tile)
+//               +-----------+                           accumulate:  a(m, k) = D[k][m]   (column of D)
+//   a(m, k) ->  |  M x V    |   += a(m, k) * b[k][v]
+//               | registers |
+//               +-----------+
+//
+// M x V fills the register file: 24 accumulators of 32 registers (AVX-512), 12 of 16 (AVX2, SSE).
+// Narrow outputs take taller blocks, so that enough independent accumulators hide the FMA latency.
+// Loops over the accumulators must be unrolled completely or GCC keeps them in memory.
+#include "natgrad/kernels/kernels.hpp"
+#include "natgrad/kernels/vector_math.hpp"
+
+namespace NATGRAD_NAMESPACE {
+
+using natgrad::kernels::Accumulate;
+using natgrad::kernels::Activation;
+using natgrad::kernels::Epilogue;
+using natgrad::kernels::kPanelBytes;
+using natgrad::kernels::Multiply;
+
+typedef ptrdiff_t Index;
+
+// Widest block in vectors, and the tallest block for each width.
+constexpr int kMaxVectors = NATGRAD_VECTOR_BYTES == 64 ? 4 : 2;
+constexpr int kLaneVectors = 64 / NATGRAD_VECTOR_BYTES;  // vectors in a 64-byte lane group
+constexpr int block_height(int vectors) {
+  return NATGRAD_VECTOR_BYTES == 64 ? (vectors == 4 ? 6 : vectors == 3 ? 8 : 12)
+                                    : (vectors == 2 ? 6 : 12);
+}
+
+template <class T>
+inline Vec<T> load(const T* p) {
+  return *(const typename Simd<T>::loose*)p;
+}
+template <class T>
+inline void store(T* p, Vec<T> x) {
+  *(typename Simd<T>::loose*)p = x;
+}
+
+// One step of the block's k-loop: acc[m][v] += a(m) * b[v].
+template <class T, int M, int V>
+inline __attribute__((always_inline)) void outer_product(Vec<T> (&acc)[M][V], const T* a,
+                                                         Index stride_m, const T* b) {
+  Vec<T> row[V];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) row[v] = load<T>(b + v * Simd<T>::lanes);
+#pragma GCC unroll 12
+  for (int m = 0; m < M; ++m) {
+    const T scalar = a[m * stride_m];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) acc[m][v] += scalar * row[v];
+  }
+}
+
+// --- activations ---------------------------------------------------------------------------------
+
+template <class T>
+inline Vec<T> activate(Activation activation, Vec<T> z, Vec<T>* slope) {
+  switch (activation) {
+    case Activation::tanh:
+      return tanh<T>(z);
+    case Activation::relu:
+      return z < T(0) ? Vec<T>{} : z;  // this way round NaN stays NaN
+    case Activation::elu:
+      return z > T(0) ? z : expm1_in_range<T>(clamp<T>(z, T(-44), T(0)));
+    case Activation::silu: {
+      const Vec<T> s = sigmoid<T>(z);
+      *slope = s * (T(1) + z * (T(1) - s));
+      return z * s;
+    }
+    case Activation::gelu: {
+      const Vec<T> cdf = normal_cdf<T>(z);
+      *slope = cdf + z * (T(0.39894228040143267794) * exp<T>(T(-0.5) * z * z));
+      return z * cdf;
+    }
+    case Activation::identity:
+      break;
+  }
+  return z;
+}
+
+// act'(z) from what the forward pass cached.
+template <class T>
+inline Vec<T> derivative(Activation activation, Vec<T> cached) {
+  const Vec<T> one = T(1) - Vec<T>{};
+  switch (activation) {
+    case Activation::tanh:
+      return one - cached * cached;
+    case Activation::relu:
+      return cached > T(0) ? one : Vec<T>{};
+    case Activation::elu:
+      return cached > T(0) ? one : cached + one;
+    case Activation::silu:
+    case Activation::gelu:
+      return cached;  // the slope itself
+    case Activation::identity:
+      break;
+  }
+  return one;
+}
+
+// --- multiply ------------------------------------------------------------------------------------
+
+// What happens to a finished accumulator. The activation is a run-time switch outside the k-loop:
+// one predictable branch for every k multiplications.
+template <class T>
+inline __attribute__((always_inline)) void finish(const Multiply<T>& p, Vec<T> acc, Index r, Index c) {
+  switch (p.epilogue) {
+    case Epilogue::activate: {
+      Vec<T> slope{};
+      acc = activate<T>(p.activation, acc, &slope);
+      if (!natgrad::kernels::slope_follows_from_value(p.activation)) {
+        store<T>(p.slope + r * p.ldcached + c, slope);
+      }
+      break;
+    }
+    case Epilogue::derive:
+      acc *= derivative<T>(p.activation, load<T>(p.cached + r * p.ldcached + c));
+      break;
+    case Epilogue::none:
+      break;
+  }
+  store<T>(p.c + r * p.ldc + c, acc);
+}
+
+template <class T, int M, int V>
+__attribute__((noinline)) void multiply_block(const Multiply<T>& p, Index r, Index c, Index panel,
+                                              Index width) {
+  Vec<T> acc[M][V];
+#pragma GCC unroll 12
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      acc[m][v] = p.bias ? load<T>(p.bias + c + v * Simd<T>::lanes) : Vec<T>{};
+    }
+  }
+  const T* a = p.a + r * p.lda;
+  const T* b = p.b + p.k * panel + (c - panel);
+  for (Index k = 0; k < p.k; ++k, ++a, b += width) outer_product<T, M, V>(acc, a, p.lda, b);
+  if (p.k2 > 0) {
+    a = p.a2 + r * p.lda2;
+    b = p.b2 + p.k2 * panel + (c - panel);
+    for (Index k = 0; k < p.k2; ++k, ++a, b += width) outer_product<T, M, V>(acc, a, p.lda2, b);
+  }
+#pragma GCC unroll 12
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) finish<T>(p, acc[m][v], r + m, c + v * Simd<T>::lanes);
+  }
+}
+
+// All rows of V vectors of columns: full blocks, then ever lower ones.
+template <class T, int V>
+void multiply_columns(const Multiply<T>& p, Index c, Index panel, Index width) {
+  constexpr int M = block_height(V);
+  Index r = 0;
+  for (; r + M <= p.rows; r += M) multiply_block<T, M, V>(p, r, c, panel, width);
+  for (; r + 4 <= p.rows; r += 4) multiply_block<T, 4, V>(p, r, c, panel, width);
+  for (; r + 2 <= p.rows; r += 2) multiply_block<T, 2, V>(p, r, c, panel, width);
+  for (; r < p.rows; ++r) multiply_block<T, 1, V>(p, r, c, panel, width);
+}
+
+template <class T>
+void multiply(const Multiply<T>& p) {
+  constexpr Index panel_width = kPanelBytes / sizeof(T);
+  for (Index panel = 0; panel < p.n; panel += panel_width) {
+    const Index width = p.n - panel < panel_width ? p.n - panel : panel_width;
+    Index c = panel;
+    for (Index left = width / Simd<T>::lanes; left > 0;) {
+      const Index vectors = left < kMaxVectors ? left : kMaxVectors;
+      switch (vectors) {
+        case 1:
+          multiply_columns<T, 1>(p, c, panel, width);
+          break;
+        case 2:
+          multiply_columns<T, 2>(p, c, panel, width);
+          break;
+#if NATGRAD_VECTOR_BYTES == 64
+        case 3:
+          multiply_columns<T, 3>(p, c, panel, width);
+          break;
+        case 4:
+          multiply_columns<T, 4>(p, c, panel, width);
+          break;
+#endif
+      }
+      c += vectors * Simd<T>::lanes;
+      left -= vectors;
+    }
+  }
+}
+
+// --- accumulate ----------------------------------------------------------------------------------
+
+template <class T, int M, int V>
+__attribute__((noinline)) void accumulate_block(const Accumulate<T>& p, Index o, Index i) {
+  Vec<T> acc[M][V];
+  T* g = p.g + o * p.ldg + i;
+#pragma GCC unroll 12
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) acc[m][v] = load<T>(g + m * p.ldg + v * Simd<T>::lanes);
+  }
+  const T* d = p.d + o;
+  const T* h = p.h + i;
+  for (Index r = 0; r < p.rows; ++r, d += p.ldd, h += p.ldh) outer_product<T, M, V>(acc, d, 1, h);
+#pragma GCC unroll 12
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store<T>(g + m * p.ldg + v * Simd<T>::lanes, acc[m][v]);
+  }
+}
+
+template <class T, int V>
+void accumulate_columns(const Accumulate<T>& p, Index i) {
+  constexpr int M = block_height(V);
+  Index o = 0;
+  for (; o + M <= p.out; o += M) accumulate_block<T, M, V>(p, o, i);
+  for (; o + 4 <= p.out; o += 4) accumulate_block<T, 4, V>(p, o, i);
+  for (; o + 2 <= p.out; o += 2) accumulate_block<T, 2, V>(p, o, i);
+  for (; o < p.out; ++o) accumulate_block<T, 1, V>(p, o, i);
+}
+
+template <class T>
+void accumulate(const Accumulate<T>& p) {
+  constexpr int lane_group = kLaneVectors * Simd<T>::lanes;
+  const Index width = (p.in + lane_group - 1) / lane_group * kLaneVectors;
+  for (Index v = 0; v < width;) {
+    const Index i = v * Simd<T>::lanes;
+    const Index vectors = width - v < kMaxVectors ? width - v : kMaxVectors;
+    switch (vectors) {
+      case 1:
+        accumulate_columns<T, 1>(p, i);
+        break;
+      case 2:
+        accumulate_columns<T, 2>(p, i);
+        break;
+#if NATGRAD_VECTOR_BYTES == 64
+      case 3:
+        accumulate_columns<T, 3>(p, i);
+        break;
+      case 4:
+        accumulate_columns<T, 4>(p, i);
+        break;
+#endif
+    }
+    v += vectors;
+  }
+  for (Index r = 0; r < p.rows; ++r) {
+    const T* d = p.d + r * p.ldd;
+    for (Index o = 0; o < p.out; ++o) p.bias[o] += d[o];
+  }
+}
+
+template <class T>
+void activate_array(Activation activation, const T* x, T* y, T* slope, Index n) {
+  constexpr Index lanes = Simd<T>::lanes;
+  for (Index i = 0; i < n; i += lanes) {
+    const Index count = n - i < lanes ? n - i : lanes;
+    Vec<T> z{}, s{};
+    for (Index j = 0; j < count; ++j) z[j] = x[i + j];
+    const Vec<T> value = activate<T>(activation, z, &s);
+    if (natgrad::kernels::slope_follows_from_value(activation)) {
+      s = derivative<T>(activation, value);
+    }
+    for (Index j = 0; j < count; ++j) {
+      y[i + j] = value[j];
+      slope[i + j] = s[j];
+    }
+  }
+}
+
+extern const natgrad::kernels::Table<float> table_f32;
+extern const natgrad::kernels::Table<double> table_f64;
+constexpr natgrad::kernels::Table<float> table_f32 = {multiply<float>, accumulate<float>,
+                                                      activate_array<float>};
+constexpr natgrad::kernels::Table<double> table_f64 = {multiply<double>, accumulate<double>,
+                                                       activate_array<double>};
+
+}  // namespace NATGRAD_NAMESPACE

@@ -1,0 +1,67 @@
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "natgrad/kernels/kernels.hpp"
+
+namespace natgrad::kernels {
+
+#define NATGRAD_DECLARE_LEVEL(ns)          \
+  namespace ns {                           \
+  extern const Table<float> table_f32;     \
+  extern const Table<double> table_f64;    \
+  }
+
+#if defined(__x86_64__)
+NATGRAD_DECLARE_LEVEL(x86_v2)
+NATGRAD_DECLARE_LEVEL(x86_v3)
+NATGRAD_DECLARE_LEVEL(x86_v4)
+
+// Best first. The compiler's run-time library also asks the operating system whether it saves the
+// wide registers.
+static const Level levels[] = {
+    {"v4",
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("fma");
+     },
+     &x86_v4::table_f32, &x86_v4::table_f64},
+    {"v3",
+     [] {
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+              __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+     },
+     &x86_v3::table_f32, &x86_v3::table_f64},
+    {"baseline", [] { return true; }, &x86_v2::table_f32, &x86_v2::table_f64},
+};
+#else
+NATGRAD_DECLARE_LEVEL(native)
+static const Level levels[] = {
+    {"baseline", [] { return true; }, &native::table_f32, &native::table_f64}};
+#endif
+
+static const Level& choose() {
+  const char* wanted = std::getenv("NATGRAD_ISA");
+  std::string names;
+  for (const Level& candidate : levels) {
+    const bool supported = candidate.supported();
+    if (wanted == nullptr || *wanted == '\0') {
+      if (supported) return candidate;
+    } else if (std::string(candidate.name) == wanted) {
+      if (supported) return candidate;
+      throw std::runtime_error(std::string("NATGRAD_ISA=") + wanted +
+                               ": this machine does not have that instruction set level");
+    }
+    names += (names.empty() ? "" : ", ") + std::string(candidate.name);
+  }
+  throw std::runtime_error(std::string("NATGRAD_ISA=") + wanted + ": unknown level; want one of " +
+                           names);
+}
+
+const Level& level() {
+  static const Level& chosen = choose();
+  return chosen;
+}
+
+}  // namespace natgrad::kernels

@@ -1,0 +1,100 @@
+// The dense-layer kernels, one table of plain function pointers per instruction set.
+//
+// Everything that costs O(N P) in natgrad is one of two products:
+//
+//   multiply     C = epilogue(A B + A2 B2 + bias)     a layer: forward, forward mode, reverse mode
+//   accumulate   G += D' H, g += colsum(D)            the gradient of a layer's weights
+//
+// The translation units behind the tables are compiled once per level with that level's flags. They
+// hold raw pointers only (no Eigen, no std templates, no static initialisers): the linker merges
+// inline functions across levels, and an AVX-512 copy of one would then run on a machine without it.
+#pragma once
+
+#include <cstddef>
+
+namespace natgrad::kernels {
+
+enum class Activation { tanh, relu, elu, silu, gelu, identity };
+
+// True where act'(z) is a function of act(z) alone; otherwise the forward pass stores it.
+constexpr bool slope_follows_from_value(Activation activation) {
+  return activation != Activation::silu && activation != Activation::gelu;
+}
+
+enum class Epilogue {
+  none,      // C = acc
+  activate,  // C = act(acc), and slope = act'(acc) where the value does not determine it
+  derive,    // C = acc * act'(z), from the cached value act(z) or the cached slope
+};
+
+// B operands are packed in panels: the columns are cut into panels of kPanelBytes, the last one
+// narrower but a whole number of 64-byte lanes; within a panel the k rows follow each other.
+//
+//        n (padded to lanes)
+//      +--------+--------+----+
+//    k | panel0 | panel1 | p2 |     panel p starts at b + k * (columns before it)
+//      +--------+--------+----+
+inline constexpr std::ptrdiff_t kPanelBytes = 256;
+
+template <class T>
+struct Multiply {
+  std::ptrdiff_t rows;
+  const T* a;          // (rows, k), stride lda
+  std::ptrdiff_t lda, k;
+  const T* b;          // (k, n) packed
+  const T* a2;         // (rows, k2), stride lda2; k2 = 0 leaves it out
+  std::ptrdiff_t lda2, k2;
+  const T* b2;         // (k2, n) packed
+  const T* bias;       // (n) or null
+  T* c;                // (rows, n), stride ldc
+  std::ptrdiff_t ldc, n;  // n is a whole number of 64-byte lanes
+  Epilogue epilogue;
+  Activation activation;
+  T* slope;            // activate: written where needed, stride ldslope
+  const T* cached;     // derive: act(z), or act'(z) where the value does not determine it
+  std::ptrdiff_t ldcached;  // stride of slope and of cached
+};
+
+template <class T>
+struct Accumulate {
+  std::ptrdiff_t rows;
+  const T* d;          // (rows, out), stride ldd
+  std::ptrdiff_t ldd, out;
+  const T* h;          // (rows, in), stride ldh; readable up to ldg columns
+  std::ptrdiff_t ldh, in;
+  T* g;                // (out, in), stride ldg, padded columns are written too
+  std::ptrdiff_t ldg;
+  T* bias;             // (out)
+};
+
+template <class T>
+struct Table {
+  void (*multiply)(const Multiply<T>&);
+  void (*accumulate)(const Accumulate<T>&);
+  // y[i] = act(x[i]) for i < n: the activation alone, for tests and microbenchmarks.
+  void (*activate)(Activation activation, const T* x, T* y, T* slope, std::ptrdiff_t n);
+};
+
+struct Level {
+  const char* name;      // "baseline", "v3", "v4"
+  bool (*supported)();
+  const Table<float>* f32;
+  const Table<double>* f64;
+};
+
+// The level in use: the best that the machine supports, or the one that NATGRAD_ISA names.
+// Chosen at the first call; throws std::runtime_error for a name that is unknown or unsupported.
+const Level& level();
+
+template <class T>
+const Table<T>& table();
+template <>
+inline const Table<float>& table<float>() {
+  return *level().f32;
+}
+template <>
+inline const Table<double>& table<double>() {
+  return *level().f64;
+}
+
+}  // namespace natgrad::kernels

@@ -1,0 +1,114 @@
+// The natural policy gradient update: Kakade (2002) without a line search, TRPO (Schulman et al.
+// 2015) with one. `TrustRegionUpdate::operator()` is the algorithm box.
+//
+// An update is transactional: the policy's parameters change only if the status is ACCEPTED.
+#pragma once
+
+#include <array>
+#include <optional>
+
+#include "natgrad/adam.hpp"
+#include "natgrad/conjugate_gradient.hpp"
+#include "natgrad/fisher.hpp"
+#include "natgrad/line_search.hpp"
+#include "natgrad/surrogate.hpp"
+
+namespace natgrad {
+
+enum class UpdateStatus {
+  ACCEPTED,               // a step was taken
+  ZERO_GRADIENT,          // nothing to do
+  ZERO_ADVANTAGES,        // nothing to do
+  LINE_SEARCH_FAILED,     // no fraction of the step was acceptable
+  NON_FINITE,             // outputs, gradient, or every candidate were not finite
+  NOT_POSITIVE_DEFINITE   // x'Fx <= 0: the step has no length
+};
+
+// Wall-clock seconds of the parts of an update.
+struct UpdateTimings {
+  double forward = 0;   // linearisation of the policy on the batch
+  double gradient = 0;
+  double solve = 0;     // conjugate gradients, Fisher products included
+  double search = 0;    // candidates of the line search
+  double total = 0;
+};
+
+struct UpdateReport {
+  UpdateStatus status = UpdateStatus::NON_FINITE;
+  std::array<char, 256> message{};  // a sentence with the numbers; no allocation
+  double kl = 0;                    // mean KL(old || new) of the accepted or last candidate
+  double improvement = 0;           // of the surrogate, by the accepted or last candidate
+  double expected_improvement = 0;  // g'd of the full step
+  double step_fraction = 0;         // 0 unless accepted
+  int backtracks = 0;               // candidates rejected before
+  double surrogate = 0;             // at the old parameters
+  double entropy = 0;               // of the old policy, mean over the batch
+  double gradient_norm = 0;
+  double step_norm = 0;             // of the step taken; 0 unless accepted
+  CgSummary cg;
+  UpdateTimings timings;
+};
+
+struct TrustRegionOptions {
+  double max_kl = 0.01;            // delta; Schulman et al. (2015), section 8
+  double damping = 0.1;            // of F in the solve; the custom of all implementations
+  int cg_iterations = 10;          // Schulman et al. (2015), appendix C
+  double cg_rtol = 1e-10;
+  std::optional<LineSearchOptions> line_search = LineSearchOptions{};  // none: the closed-form step
+  bool normalize_advantages = false;  // to mean 0 and standard deviation 1 over the batch
+  FisherKind fisher = FisherKind::exact;
+  double curvature_fraction = 1;   // of the observations, evenly spaced, in F alone
+  bool damped_step = false;        // scale the step by x'(F + damping I)x instead of x'Fx
+};
+
+template <class T>
+class TrustRegionUpdate {
+ public:
+  using Options = TrustRegionOptions;
+
+  explicit TrustRegionUpdate(const TrustRegionOptions& options) : options_(options) {}
+  const TrustRegionOptions& options() const { return options_; }
+
+  UpdateReport operator()(Policy<T>& policy, const Batch<T>& batch);
+
+ private:
+  void attach_fisher(const Policy<T>& policy, const Batch<T>& batch);
+
+  TrustRegionOptions options_;
+  Surrogate<T> surrogate_;
+  Fisher<T> fisher_;
+  LinearizedPolicy<T> subsample_;      // where the curvature has a batch of its own
+  Buffer<T> subsample_observations_, subsample_actions_;
+  CgScratch cg_;
+  Buffer<double> gradient_, solution_;
+  Buffer<T> candidate_;
+};
+
+struct PolicyGradientOptions {
+  double learning_rate = 0.01;
+  bool adam = true;                    // Kingma and Ba (2015); false: theta += learning_rate g
+  bool normalize_advantages = false;
+};
+
+// REINFORCE (Williams 1992): a step along the plain gradient. The baseline that people compare with.
+template <class T>
+class PolicyGradientUpdate {
+ public:
+  using Options = PolicyGradientOptions;
+
+  explicit PolicyGradientUpdate(const PolicyGradientOptions& options) : options_(options) {}
+  const PolicyGradientOptions& options() const { return options_; }
+  std::vector<double> state() const { return adam_.state(); }
+  bool set_state(const std::vector<double>& state) { return adam_.set_state(state); }
+
+  UpdateReport operator()(Policy<T>& policy, const Batch<T>& batch);
+
+ private:
+  PolicyGradientOptions options_;
+  Adam adam_, next_;
+  Surrogate<T> surrogate_;
+  Buffer<double> gradient_, step_;
+  Buffer<T> candidate_;
+};
+
+}  // namespace natgrad

@@ -1,0 +1,523 @@
+#include "natgrad/network.hpp"
+
+#include <Eigen/Dense>
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "natgrad/parallel.hpp"
+#include "natgrad/random.hpp"
+
+namespace natgrad {
+namespace {
+
+using kernels::Epilogue;
+
+template <class T>
+using RowMajor = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+// Streams of the seed, so that no two uses share random numbers.
+enum Stream : std::uint32_t { kWeights = 0x57000000u, kFourier = 0x46000000u };
+
+// Rows of W' (k = in) in panels of columns (n = out). `source` is (out, in), row-major.
+template <class T, class Source>
+void pack_transposed(const Source* source, Index out, Index in, T* packed) {
+  constexpr Index panel = kernels::kPanelBytes / static_cast<Index>(sizeof(T));
+  const Index padded = round_up(out, kLanes<T>);
+  for (Index c = 0; c < padded; c += panel) {
+    const Index width = std::min(panel, padded - c);
+    T* block = packed + in * c;
+    for (Index j = 0; j < width; ++j) {
+      if (c + j < out) {
+        const Source* row = source + (c + j) * in;
+        for (Index k = 0; k < in; ++k) block[k * width + j] = static_cast<T>(row[k]);
+      } else {
+        for (Index k = 0; k < in; ++k) block[k * width + j] = T(0);
+      }
+    }
+  }
+}
+
+// Rows of W (k = out) in panels of columns (n = in).
+template <class T, class Source>
+void pack_rows(const Source* source, Index out, Index in, T* packed) {
+  constexpr Index panel = kernels::kPanelBytes / static_cast<Index>(sizeof(T));
+  const Index padded = round_up(in, kLanes<T>);
+  for (Index c = 0; c < padded; c += panel) {
+    const Index width = std::min(panel, padded - c);
+    const Index filled = std::clamp<Index>(in - c, 0, width);
+    T* block = packed + out * c;
+    for (Index k = 0; k < out; ++k) {
+      for (Index j = 0; j < filled; ++j) {
+        block[k * width + j] = static_cast<T>(source[k * in + c + j]);
+      }
+      for (Index j = filled; j < width; ++j) block[k * width + j] = T(0);
+    }
+  }
+}
+
+}  // namespace
+
+// --- Network -------------------------------------------------------------------------------------
+
+template <class T>
+Network<T>::Network(NetworkSpec spec)
+    : spec_(std::move(spec)),
+      mean_(static_cast<std::size_t>(spec_.inputs), 0.0),
+      std_(static_cast<std::size_t>(spec_.inputs), 1.0),
+      clip_(std::numeric_limits<double>::infinity()) {
+  Index offset = 0;
+  Index in = spec_.fourier_features > 0 ? spec_.fourier_features : spec_.inputs;
+  const auto add_layer = [&](Index out) {
+    layers_.push_back({in, out, offset, offset + in * out});
+    offset += (in + 1) * out;
+    in = out;
+  };
+  for (const Index width : spec_.hidden) add_layer(width);
+  add_layer(spec_.outputs);
+  free_offset_ = offset;
+
+  if (spec_.fourier_features > 0) {
+    RandomStream random(spec_.seed, kFourier, 0);
+    std::vector<double> weights(static_cast<std::size_t>(spec_.fourier_features * spec_.inputs));
+    for (double& w : weights) w = random.normal() / spec_.fourier_bandwidth;
+    const Index padded = round_up(spec_.fourier_features, kLanes<T>);
+    fourier_.forward.emplace_back(spec_.inputs * padded);
+    pack_transposed(weights.data(), spec_.fourier_features, spec_.inputs, fourier_.forward[0].data());
+    fourier_.bias.emplace_back(padded);
+    for (Index i = 0; i < spec_.fourier_features; ++i) {
+      fourier_.bias[0][i] = static_cast<T>(6.283185307179586476925 * (random.uniform() - 0.5));
+    }
+  }
+}
+
+template <class T>
+void Network<T>::initialize(T* theta, Initialization kind, double output_scale,
+                            double free_value) const {
+  for (std::size_t l = 0; l < layers_.size(); ++l) {
+    const auto [in, out, weight, bias] = layers_[l];
+    RandomStream random(spec_.seed, kWeights + static_cast<std::uint32_t>(l), 0);
+    RowMajor<double> w(out, in);
+    for (Index i = 0; i < w.size(); ++i) w.data()[i] = random.normal();
+    const bool last = l + 1 == layers_.size();
+    if (kind == Initialization::orthogonal) {
+      // Q of a tall Gaussian matrix, columns signed by R's diagonal, is uniform on the orthogonal
+      // group (Mezzadri 2007).
+      const bool wide = in > out;
+      const Eigen::MatrixXd tall = wide ? Eigen::MatrixXd(w.transpose()) : Eigen::MatrixXd(w);
+      const Eigen::HouseholderQR<Eigen::MatrixXd> qr(tall);
+      Eigen::MatrixXd q = qr.householderQ() * Eigen::MatrixXd::Identity(tall.rows(), tall.cols());
+      for (Index j = 0; j < q.cols(); ++j) {
+        if (qr.matrixQR()(j, j) < 0) q.col(j) = -q.col(j);
+      }
+      if (wide) {
+        w = q.transpose();
+      } else {
+        w = q;
+      }
+      if (!last) w *= std::sqrt(2.0);
+    } else {
+      w /= std::sqrt(static_cast<double>(in));
+    }
+    if (last) w *= output_scale;
+    Eigen::Map<RowMajor<T>>(theta + weight, out, in) = w.cast<T>();
+    std::fill_n(theta + bias, out, T(0));
+  }
+  std::fill_n(theta + free_offset_, spec_.free_outputs, static_cast<T>(free_value));
+}
+
+template <class T>
+void Network<T>::set_normalizer(const double* mean, const double* std, double clip) {
+  mean_.assign(mean, mean + spec_.inputs);
+  std_.assign(std, std + spec_.inputs);
+  clip_ = clip;
+}
+
+template <class T>
+void Network<T>::input(Matrix<const T> observations, Matrix<T> h, T* scratch) const {
+  const bool fourier = spec_.fourier_features > 0;
+  const Index stride = leading_dimension<T>(spec_.inputs);
+  const Matrix<T> normalized = fourier ? Matrix<T>{scratch, h.rows, spec_.inputs, stride} : h;
+  for (Index r = 0; r < h.rows; ++r) {
+    const T* observation = observations.row(r);
+    T* row = normalized.row(r);
+    for (Index i = 0; i < spec_.inputs; ++i) {
+      const auto j = static_cast<std::size_t>(i);
+      const double x = (static_cast<double>(observation[i]) - mean_[j]) / std_[j];
+      row[i] = static_cast<T>(std::clamp(x, -clip_, clip_));
+    }
+    std::fill(row + spec_.inputs, row + normalized.stride, T(0));
+  }
+  if (!fourier) return;
+  kernels::Multiply<T> p{};
+  p.rows = h.rows;
+  p.a = normalized.data;
+  p.lda = normalized.stride;
+  p.k = spec_.inputs;
+  p.b = fourier_.forward[0].data();
+  p.bias = fourier_.bias[0].data();
+  p.c = h.data;
+  p.ldc = h.stride;
+  p.n = round_up(spec_.fourier_features, kLanes<T>);
+  p.epilogue = Epilogue::none;
+  kernels::table<T>().multiply(p);
+  for (Index r = 0; r < h.rows; ++r) {
+    T* row = h.row(r);
+    for (Index i = 0; i < h.columns; ++i) row[i] = std::sin(row[i]);
+    std::fill(row + h.columns, row + h.stride, T(0));
+  }
+}
+
+template <class T>
+template <class Source>
+void Network<T>::pack(const Source* theta, bool with_backward, PackedLayers<T>* packed) const {
+  const std::size_t count = layers_.size();
+  packed->forward.resize(count);
+  packed->bias.resize(count);
+  if (with_backward) packed->backward.resize(count);
+  for (std::size_t l = 0; l < count; ++l) {
+    const auto [in, out, weight, bias] = layers_[l];
+    packed->forward[l].resize(in * round_up(out, kLanes<T>));
+    pack_transposed(theta + weight, out, in, packed->forward[l].data());
+    packed->bias[l].resize(round_up(out, kLanes<T>));
+    for (Index i = 0; i < out; ++i) packed->bias[l][i] = static_cast<T>(theta[bias + i]);
+    if (with_backward && l > 0) {  // nothing is pulled back to the observations
+      packed->backward[l].resize(out * round_up(in, kLanes<T>));
+      pack_rows(theta + weight, out, in, packed->backward[l].data());
+    }
+  }
+}
+
+// --- Linearization -------------------------------------------------------------------------------
+
+namespace {
+// One shard for so many rows: reducing the shards' gradients then costs well under a hundredth of
+// computing them.
+constexpr Index kShardRows = 256;
+constexpr Index kMaxShards = 32;
+// Rows of a tile; more where the weights themselves no longer fit the second-level cache.
+constexpr Index kTileRows = 96;
+constexpr Index kTallTileRows = 192;
+constexpr Index kLargeWeights = 2 << 20;  // bytes
+}  // namespace
+
+template <class T>
+Matrix<T> Linearization<T>::scratch(Buffer<T>& buffer, Index rows, Index columns) const {
+  return {buffer.data(), rows, columns, leading_dimension<T>(columns)};
+}
+
+template <class T>
+Matrix<const T> Linearization<T>::layer_input(std::size_t layer) const {
+  const Index columns = network_->layers()[layer].in;
+  return {activations_[layer].data(), rows_, columns, leading_dimension<T>(columns)};
+}
+
+template <class T>
+Matrix<const T> Linearization<T>::outputs() const {
+  const Index columns = network_->output_columns();
+  return {outputs_.data(), rows_, columns, leading_dimension<T>(columns)};
+}
+
+template <class T>
+const Buffer<T>& Linearization<T>::cached(std::size_t layer) const {
+  return kernels::slope_follows_from_value(network_->spec().activation) ? activations_[layer]
+                                                                        : slopes_[layer];
+}
+
+template <class T>
+void Linearization<T>::provide_workers() {
+  workers_.resize(std::max(workers_.size(), static_cast<std::size_t>(num_threads())));
+  for (Worker& worker : workers_) {
+    for (Buffer<T>* buffer : {&worker.ping, &worker.pong, &worker.outputs, &worker.cotangent}) {
+      buffer->resize(tile_rows_ * widest_);
+    }
+  }
+}
+
+template <class T>
+template <class F>
+void Linearization<T>::for_each_tile(F f) {
+  provide_workers();  // the number of threads may have changed since the last pass
+  parallel_for(shards_, [&](int shard, int worker) {
+    const Index begin = shard_begin(shard), end = shard_begin(shard + 1);
+    // Tiles of equal height, so that the last one is not a sliver.
+    const Index tiles = (end - begin + tile_rows_ - 1) / tile_rows_;
+    for (Index t = 0; t < tiles; ++t) {
+      const Index first = begin + (end - begin) * t / tiles;
+      const Index last = begin + (end - begin) * (t + 1) / tiles;
+      f(first, last - first, shard, &workers_[static_cast<std::size_t>(worker)]);
+    }
+  });
+}
+
+template <class T>
+void Linearization<T>::evaluate(const Network<T>& network, const PackedLayers<T>& packed,
+                                const T* free_values, Matrix<const T> observations) {
+  network_ = &network;
+  packed_ = &packed;
+  rows_ = observations.rows;
+  shards_ = static_cast<int>(std::clamp<Index>(rows_ / kShardRows, 1, kMaxShards));
+  const std::vector<Layer>& layers = network.layers();
+  tile_rows_ = network.parameter_count() * static_cast<Index>(sizeof(T)) > kLargeWeights
+                   ? kTallTileRows
+                   : kTileRows;
+  tile_rows_ = std::min(tile_rows_, (rows_ + shards_ - 1) / shards_);
+
+  activations_.resize(layers.size());
+  slopes_.resize(layers.size());
+  gradient_offsets_.resize(layers.size());
+  Index offset = 0;
+  widest_ = std::max(leading_dimension<T>(network.output_columns()),
+                     leading_dimension<T>(network.spec().inputs));
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const Index stride = leading_dimension<T>(layers[l].in);
+    widest_ = std::max({widest_, stride, leading_dimension<T>(layers[l].out)});
+    activations_[l].resize(rows_ * stride);
+    if (l > 0 && !kernels::slope_follows_from_value(network.spec().activation)) {
+      slopes_[l].resize(rows_ * stride);
+    }
+    gradient_offsets_[l] = offset;
+    offset += layers[l].out * stride + round_up(layers[l].out, kLanes<T>);
+  }
+  free_gradient_offset_ = offset;
+  accumulator_size_ = offset + round_up(network.spec().free_outputs, kLanes<T>);
+  const Index stride = leading_dimension<T>(network.output_columns());
+  outputs_.resize(rows_ * stride);
+
+  for_each_tile([&](Index first, Index rows, int, Worker* worker) {
+    Matrix<T> h{activations_[0].data(), rows_, layers[0].in, leading_dimension<T>(layers[0].in)};
+    h = h.middle_rows(first, rows);
+    network.input(observations.middle_rows(first, rows), h, worker->ping.data());
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      Matrix<T> result{outputs_.data(), rows_, layers[l].out, stride};
+      if (l + 1 < layers.size()) {
+        result = {activations_[l + 1].data(), rows_, layers[l].out,
+                  leading_dimension<T>(layers[l].out)};
+      }
+      result = result.middle_rows(first, rows);
+      T* slope = slopes_[l + 1 < layers.size() ? l + 1 : 0].data();
+      forward_layer(l, first, h, result, packed, true, slope);
+      h = result;
+    }
+    for (Index r = 0; r < rows; ++r) {
+      std::copy_n(free_values, network.spec().free_outputs, h.row(r) + network.spec().outputs);
+    }
+  });
+}
+
+// One layer of a forward pass. `slope` is the whole batch's buffer (kept) or a tile's scratch.
+template <class T>
+void Linearization<T>::forward_layer(std::size_t l, Index first, Matrix<const T> h,
+                                     Matrix<T> result, const PackedLayers<T>& packed,
+                                     bool keep_slope, T* slope) const {
+  const Layer& layer = network_->layers()[l];
+  const bool last = l + 1 == network_->layers().size();
+  kernels::Multiply<T> p{};
+  p.rows = h.rows;
+  p.a = h.data;
+  p.lda = h.stride;
+  p.k = layer.in;
+  p.b = packed.forward[l].data();
+  p.bias = packed.bias[l].data();
+  p.c = result.data;
+  p.ldc = result.stride;
+  p.n = round_up(layer.out, kLanes<T>);
+  p.epilogue = last ? Epilogue::none : Epilogue::activate;
+  p.activation = network_->spec().activation;
+  p.ldcached = leading_dimension<T>(layer.out);
+  p.slope = keep_slope && slope != nullptr ? slope + first * p.ldcached : slope;
+  kernels::table<T>().multiply(p);
+}
+
+template <class T>
+void Linearization<T>::evaluate_at(
+    const PackedLayers<T>& packed, const T* free_values,
+    FunctionRef<void(Index first, Matrix<const T> y, int shard)> visit) {
+  const std::vector<Layer>& layers = network_->layers();
+  const NetworkSpec& spec = network_->spec();
+  for_each_tile([&](Index first, Index rows, int shard, Worker* worker) {
+    Matrix<const T> h = layer_input(0);
+    h = {h.row(first), rows, h.columns, h.stride};
+    Buffer<T>* buffers[2] = {&worker->ping, &worker->pong};
+    for (std::size_t l = 0; l + 1 < layers.size(); ++l) {
+      const Matrix<T> result = scratch(*buffers[l % 2], rows, layers[l].out);
+      forward_layer(l, first, h, result, packed, false, worker->cotangent.data());
+      h = result;
+    }
+    Matrix<T> y = scratch(worker->outputs, rows, network_->output_columns());
+    forward_layer(layers.size() - 1, first, h, y, packed, false, worker->cotangent.data());
+    for (Index r = 0; r < rows; ++r) {
+      std::copy_n(free_values, spec.free_outputs, y.row(r) + spec.outputs);
+    }
+    visit(first, y, shard);
+  });
+}
+
+// u_l = dh_{l-1} W_l' + h_{l-1} dW_l' + db_l,  dh_l = act'(z_l) * u_l                     (eq. 12)
+template <class T>
+Matrix<const T> Linearization<T>::forward_mode(Index first, Index rows, const double* direction,
+                                               Worker* worker) {
+  const std::vector<Layer>& layers = network_->layers();
+  const NetworkSpec& spec = network_->spec();
+  Buffer<T>* buffers[2] = {&worker->ping, &worker->pong};
+  Matrix<T> u = scratch(worker->outputs, rows, network_->output_columns());
+  Matrix<const T> dh{};
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const Layer& layer = layers[l];
+    const bool last = l + 1 == layers.size();
+    const Matrix<T> result = last ? u : scratch(*buffers[l % 2], rows, layer.out);
+    const Matrix<const T> h = layer_input(l);
+    kernels::Multiply<T> p{};
+    p.rows = rows;
+    p.a = h.row(first);
+    p.lda = h.stride;
+    p.k = layer.in;
+    p.b = direction_.forward[l].data();
+    p.bias = direction_.bias[l].data();
+    if (l > 0) {  // the observations do not depend on theta
+      p.a2 = dh.data;
+      p.lda2 = dh.stride;
+      p.k2 = layer.in;
+      p.b2 = packed_->forward[l].data();
+    }
+    p.c = result.data;
+    p.ldc = result.stride;
+    p.n = round_up(layer.out, kLanes<T>);
+    p.epilogue = last ? Epilogue::none : Epilogue::derive;
+    p.activation = spec.activation;
+    if (!last) {
+      p.ldcached = leading_dimension<T>(layer.out);
+      p.cached = cached(l + 1).data() + first * p.ldcached;
+    }
+    kernels::table<T>().multiply(p);
+    dh = result;
+  }
+  for (Index r = 0; r < rows; ++r) {
+    T* row = u.row(r) + spec.outputs;
+    for (Index i = 0; i < spec.free_outputs; ++i) {
+      row[i] = static_cast<T>(direction[network_->free_offset() + i]);
+    }
+  }
+  return u;
+}
+
+// g_W_l += d_l' h_{l-1},  g_b_l += colsum(d_l),  d_{l-1} = (d_l W_l) * act'(z_{l-1})        (eq. 13)
+template <class T>
+void Linearization<T>::reverse(Index first, Matrix<T> d, T* accumulator, Worker* worker) {
+  const std::vector<Layer>& layers = network_->layers();
+  const NetworkSpec& spec = network_->spec();
+  T* free_gradient = accumulator + free_gradient_offset_;
+  for (Index r = 0; r < d.rows; ++r) {
+    const T* row = d.row(r) + spec.outputs;
+    for (Index i = 0; i < spec.free_outputs; ++i) free_gradient[i] += row[i];
+  }
+  Buffer<T>* buffers[2] = {&worker->ping, &worker->pong};
+  for (std::size_t l = layers.size(); l-- > 0;) {
+    const Layer& layer = layers[l];
+    const Matrix<const T> h = layer_input(l);
+    kernels::Accumulate<T> g{};
+    g.rows = d.rows;
+    g.d = d.data;
+    g.ldd = d.stride;
+    g.out = layer.out;
+    g.h = h.row(first);
+    g.ldh = h.stride;
+    g.in = layer.in;
+    g.g = accumulator + gradient_offsets_[l];
+    g.ldg = leading_dimension<T>(layer.in);
+    g.bias = g.g + layer.out * g.ldg;
+    kernels::table<T>().accumulate(g);
+    if (l == 0) break;
+    const Matrix<T> below = scratch(*buffers[l % 2], d.rows, layer.in);
+    kernels::Multiply<T> p{};
+    p.rows = d.rows;
+    p.a = d.data;
+    p.lda = d.stride;
+    p.k = layer.out;
+    p.b = packed_->backward[l].data();
+    p.c = below.data;
+    p.ldc = below.stride;
+    p.n = round_up(layer.in, kLanes<T>);
+    p.epilogue = Epilogue::derive;
+    p.activation = spec.activation;
+    p.ldcached = leading_dimension<T>(layer.in);
+    p.cached = cached(l).data() + first * p.ldcached;
+    kernels::table<T>().multiply(p);
+    d = below;
+  }
+}
+
+template <class T>
+void Linearization<T>::sweep(const double* direction,
+                             FunctionRef<void(Index, Matrix<const T>, Matrix<T>)> fill,
+                             double* gradient) {
+  if (direction != nullptr) network_->pack(direction, false, &direction_);
+  accumulators_.resize(shards_ * accumulator_size_);
+  accumulators_.fill_zero();
+  for_each_tile([&](Index first, Index rows, int shard, Worker* worker) {
+    const Matrix<const T> u = direction != nullptr ? forward_mode(first, rows, direction, worker)
+                                                   : Matrix<const T>{};
+    const Matrix<T> d = scratch(worker->cotangent, rows, network_->output_columns());
+    fill(first, u, d);
+    reverse(first, d, accumulators_.data() + shard * accumulator_size_, worker);
+  });
+  reduce(gradient);
+}
+
+// Sums the shards' gradients in their order, into the flat layout of theta.
+template <class T>
+void Linearization<T>::reduce(double* gradient) const {
+  const auto add = [&](Index offset, Index count, double* out) {
+    std::fill_n(out, count, 0.0);
+    for (int shard = 0; shard < shards_; ++shard) {
+      const T* source = accumulators_.data() + shard * accumulator_size_ + offset;
+      for (Index i = 0; i < count; ++i) out[i] += static_cast<double>(source[i]);
+    }
+  };
+  const std::vector<Layer>& layers = network_->layers();
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const auto [in, out, weight, bias] = layers[l];
+    const Index stride = leading_dimension<T>(in);
+    for (Index o = 0; o < out; ++o) {
+      add(gradient_offsets_[l] + o * stride, in, gradient + weight + o * in);
+    }
+    add(gradient_offsets_[l] + out * stride, out, gradient + bias);
+  }
+  add(free_gradient_offset_, network_->spec().free_outputs, gradient + network_->free_offset());
+}
+
+template <class T>
+void Linearization<T>::adjoints(Index first, Matrix<const T> d,
+                                std::vector<Matrix<T>>* adjoints) const {
+  const std::vector<Layer>& layers = network_->layers();
+  for (Index r = 0; r < d.rows; ++r) {
+    std::copy_n(d.row(r), layers.back().out, adjoints->back().row(r));
+  }
+  for (std::size_t l = layers.size() - 1; l > 0; --l) {
+    const Matrix<T> above = (*adjoints)[l], below = (*adjoints)[l - 1];
+    kernels::Multiply<T> p{};
+    p.rows = d.rows;
+    p.a = above.data;
+    p.lda = above.stride;
+    p.k = layers[l].out;
+    p.b = packed_->backward[l].data();
+    p.c = below.data;
+    p.ldc = below.stride;
+    p.n = round_up(layers[l].in, kLanes<T>);
+    p.epilogue = Epilogue::derive;
+    p.activation = network_->spec().activation;
+    p.ldcached = leading_dimension<T>(layers[l].in);
+    p.cached = cached(l).data() + first * p.ldcached;
+    kernels::table<T>().multiply(p);
+  }
+}
+
+template class Network<float>;
+template class Network<double>;
+template void Network<float>::pack(const float*, bool, PackedLayers<float>*) const;
+template void Network<float>::pack(const double*, bool, PackedLayers<float>*) const;
+template void Network<double>::pack(const double*, bool, PackedLayers<double>*) const;
+template class Linearization<float>;
+template class Linearization<double>;
+
+}  // namespace natgrad

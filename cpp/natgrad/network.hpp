@@ -1,0 +1,157 @@
+// The feed-forward network: parameter layout, and passes over whole batches.
+//
+//   h_0 = input(obs)      normalisation, then optionally random Fourier features; both fixed
+//   z_l = W_l h_{l-1} + b_l,  h_l = act(z_l)        l = 1 .. L-1
+//   y   = (W_L h_{L-1} + b_L, free)                 outputs, then the free outputs
+//
+// A free output is a parameter of its own, the same for every observation: the state-independent
+// log standard deviation of a Gaussian policy. To every pass it is one more column of y.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "natgrad/kernels/kernels.hpp"
+#include "natgrad/types.hpp"
+
+namespace natgrad {
+
+using kernels::Activation;
+
+enum class Initialization { orthogonal, scaled };
+
+struct NetworkSpec {
+  Index inputs = 0;                  // observation size
+  std::vector<Index> hidden;         // widths; empty for a linear policy
+  Index outputs = 0;                 // outputs computed from the observation
+  Index free_outputs = 0;            // outputs that are parameters
+  Activation activation = Activation::tanh;
+  Index fourier_features = 0;        // 0: none
+  double fourier_bandwidth = 1;      // nu of Rajeswaran et al. (2017): sin(P x / nu + phi)
+  std::uint64_t seed = 0;            // of the Fourier features and of the initial weights
+};
+
+struct Layer {
+  Index in, out;
+  Index weight;  // offset in theta of W (out, in), row-major
+  Index bias;    // offset in theta of b (out)
+};
+
+// One (W, b) of each layer as the kernels want them; see kernels.hpp for the panels.
+template <class T>
+struct PackedLayers {
+  std::vector<Buffer<T>> forward;   // W' : (in, out padded) in panels
+  std::vector<Buffer<T>> backward;  // W  : (out, in padded) in panels; empty for a direction
+  std::vector<Buffer<T>> bias;      // (out padded)
+};
+
+template <class T>
+class Network {
+ public:
+  explicit Network(NetworkSpec spec);
+
+  const NetworkSpec& spec() const { return spec_; }
+  const std::vector<Layer>& layers() const { return layers_; }
+  Index parameter_count() const { return free_offset_ + spec_.free_outputs; }
+  Index free_offset() const { return free_offset_; }
+  Index output_columns() const { return spec_.outputs + spec_.free_outputs; }
+
+  // Orthogonal (Saxe et al. 2014): gain sqrt(2) for hidden layers. Scaled (LeCun et al. 1998):
+  // normal with variance 1 / fan-in. The last layer is multiplied by output_scale; biases are 0.
+  void initialize(T* theta, Initialization kind, double output_scale, double free_value) const;
+
+  // (obs - mean) / std, clipped to [-clip, clip]. Starts as the identity without clipping.
+  void set_normalizer(const double* mean, const double* std, double clip);
+  const std::vector<double>& normalizer_mean() const { return mean_; }
+  const std::vector<double>& normalizer_std() const { return std_; }
+  double normalizer_clip() const { return clip_; }
+
+  // The network's input for `observations` (n, inputs) -> h (n, layers()[0].in), padded with zeros.
+  // `scratch` holds n * leading_dimension(inputs) values.
+  void input(Matrix<const T> observations, Matrix<T> h, T* scratch) const;
+
+  // Rearranges the weights in theta, or a direction of the solver, for the kernels.
+  template <class Source>
+  void pack(const Source* theta, bool with_backward, PackedLayers<T>* packed) const;
+
+ private:
+  NetworkSpec spec_;
+  std::vector<Layer> layers_;
+  Index free_offset_ = 0;
+  std::vector<double> mean_, std_;
+  double clip_;
+  PackedLayers<T> fourier_;  // one layer: P / nu and phi
+};
+
+// A network at one parameter vector on one batch: cached activations, and the two products with its
+// Jacobian that everything else is made of. The batch is cut into shards by its size alone and each
+// shard into tiles of rows; a tile goes through all layers while it is in cache.
+//
+// Owns: inputs, activations (N x widths), one gradient accumulator per shard (shards x P), scratch
+// per worker. All of it is grow-only.
+template <class T>
+class Linearization {
+ public:
+  // Forward pass; keeps h_l and, for silu and gelu, act'(z_l). `packed` must outlive the passes.
+  void evaluate(const Network<T>& network,
+                const PackedLayers<T>& packed,
+                const T* free_values,               // (free_outputs)
+                Matrix<const T> observations);      // (N, inputs)
+
+  Index rows() const { return rows_; }
+  Matrix<const T> outputs() const;  // (N, outputs + free outputs)
+
+  // Outputs at other parameters on the same batch, tile by tile, nothing kept:
+  // visit(first row, y (rows, K), shard). Tiles of a shard are visited in order.
+  void evaluate_at(const PackedLayers<T>& packed,
+                   const T* free_values,
+                   FunctionRef<void(Index first, Matrix<const T> y, int shard)> visit);
+
+  // gradient = sum_n J_n' d_n, with the rows d_n supplied tile by tile:
+  // fill(first row, u (rows, K), d (rows, K)) writes d. With a direction v (parameter_count values),
+  // u_n = J_n v; without one u is empty.
+  void sweep(const double* direction,
+             FunctionRef<void(Index first, Matrix<const T> u, Matrix<T> d)> fill,
+             double* gradient);
+
+  // Adjoints of one tile: d (rows, K) is pulled back through all layers; adjoints[l] (rows, out_l)
+  // is the derivative with respect to z_l. For dense matrices and diagonals.
+  void adjoints(Index first, Matrix<const T> d, std::vector<Matrix<T>>* adjoints) const;
+  Matrix<const T> layer_input(std::size_t layer) const;  // h_{l-1}, (N, in_l)
+
+  int shards() const { return shards_; }
+  Index shard_begin(int shard) const { return rows_ * shard / shards_; }
+  Index tile_rows() const { return tile_rows_; }
+
+ private:
+  struct Worker {
+    Buffer<T> ping, pong, outputs, cotangent;
+  };
+
+  void forward_layer(std::size_t layer, Index first, Matrix<const T> h, Matrix<T> result,
+                     const PackedLayers<T>& packed, bool keep_slope, T* scratch_slope) const;
+  Matrix<const T> forward_mode(Index first, Index rows, const double* direction, Worker* worker);
+  void reverse(Index first, Matrix<T> d, T* accumulator, Worker* worker);
+  void reduce(double* gradient) const;
+  const Buffer<T>& cached(std::size_t layer) const;  // what act'(z_layer) is derived from
+  Matrix<T> scratch(Buffer<T>& buffer, Index rows, Index columns) const;
+  void provide_workers();
+  template <class F>
+  void for_each_tile(F f);  // f(first, rows, shard, worker)
+
+  const Network<T>* network_ = nullptr;
+  const PackedLayers<T>* packed_ = nullptr;
+  PackedLayers<T> direction_;
+  Index rows_ = 0, tile_rows_ = 0, widest_ = 0;
+  int shards_ = 0;
+  std::vector<Buffer<T>> activations_;  // h_0 .. h_{L-1}
+  std::vector<Buffer<T>> slopes_;       // act'(z_1) .. act'(z_{L-1}), silu and gelu only
+  Buffer<T> outputs_;
+  Buffer<T> accumulators_;              // (shards, accumulator_size_)
+  std::vector<Index> gradient_offsets_; // of g_W within an accumulator; g_b follows it
+  Index free_gradient_offset_ = 0, accumulator_size_ = 0;
+  std::vector<Worker> workers_;
+};
+
+}  // namespace natgrad

@@ -1,0 +1,158 @@
+#include "natgrad/parallel.hpp"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace natgrad {
+namespace {
+
+// Bounded waiting: pure spinning collapses when the machine has fewer idle cores than threads.
+constexpr int kSpins = 2000;
+constexpr int kYields = 200;
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+class Pool {
+ public:
+  explicit Pool(int helpers) {
+    threads_.reserve(static_cast<std::size_t>(helpers));
+    for (int i = 0; i < helpers; ++i) threads_.emplace_back([this, i] { serve(i + 1); });
+  }
+
+  ~Pool() {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+      generation_.fetch_add(1);
+    }
+    wake_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  int helpers() const { return static_cast<int>(threads_.size()); }
+
+  void run(int tasks, FunctionRef<void(int, int)> f) {
+    job_ = &f;
+    tasks_ = tasks;
+    next_.store(0, std::memory_order_relaxed);
+    busy_.store(helpers(), std::memory_order_relaxed);
+    {
+      const std::lock_guard lock(mutex_);
+      generation_.fetch_add(1, std::memory_order_release);
+    }
+    if (parked_.load() > 0) wake_.notify_all();
+    work(0);
+    for (int i = 0; busy_.load(std::memory_order_acquire) > 0; ++i) {
+      if (i < kSpins) {
+        relax();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+  }
+
+ private:
+  void work(int worker) {
+    for (int task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) {
+      (*job_)(task, worker);
+    }
+  }
+
+  void serve(int worker) {
+    for (unsigned seen = 0;;) {
+      for (int i = 0; generation_.load(std::memory_order_acquire) == seen; ++i) {
+        if (i < kSpins) {
+          relax();
+        } else if (i < kSpins + kYields) {
+          std::this_thread::yield();
+        } else {
+          std::unique_lock lock(mutex_);
+          parked_.fetch_add(1);
+          wake_.wait(lock, [&] { return generation_.load() != seen; });
+          parked_.fetch_sub(1);
+        }
+      }
+      seen = generation_.load(std::memory_order_acquire);
+      if (stopping_) return;
+      work(worker);
+      busy_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::atomic<unsigned> generation_{0};
+  std::atomic<int> parked_{0}, next_{0}, busy_{0};
+  FunctionRef<void(int, int)>* job_ = nullptr;
+  int tasks_ = 0;
+  bool stopping_ = false;
+  std::vector<std::thread> threads_;
+};
+
+int default_threads() {
+  if (const char* wanted = std::getenv("NATGRAD_NUM_THREADS")) {
+    const int n = std::atoi(wanted);
+    if (n >= 1) return n;
+  }
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) return std::max(1, CPU_COUNT(&allowed));
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+std::atomic<int> wanted_threads{0};
+std::mutex pool_mutex;            // held while the pool is in use
+Pool* pool = nullptr;             // leaked at exit: its threads may outlive static destruction
+thread_local bool inside = false; // this thread is already working for the pool
+
+// A forked child has none of the pool's threads: it forgets the pool and makes another when needed.
+// The lock is taken around fork so that the child never inherits it locked.
+[[maybe_unused]] const int fork_handlers = pthread_atfork(
+    [] { pool_mutex.lock(); }, [] { pool_mutex.unlock(); },
+    [] {
+      pool = nullptr;
+      pool_mutex.unlock();
+    });
+
+}  // namespace
+
+int num_threads() {
+  int n = wanted_threads.load();
+  if (n == 0) {
+    n = default_threads();
+    wanted_threads.store(n);
+  }
+  return n;
+}
+
+void set_num_threads(int n) { wanted_threads.store(n); }
+
+void parallel_for(int tasks, FunctionRef<void(int, int)> f) {
+  const int threads = num_threads();
+  std::unique_lock lock(pool_mutex, std::defer_lock);
+  if (threads == 1 || tasks <= 1 || inside || !lock.try_lock()) {
+    for (int task = 0; task < tasks; ++task) f(task, 0);
+    return;
+  }
+  if (pool == nullptr || pool->helpers() != threads - 1) {
+    delete pool;
+    pool = nullptr;
+    pool = new Pool(threads - 1);
+  }
+  inside = true;
+  pool->run(tasks, f);
+  inside = false;
+}
+
+}  // namespace natgrad

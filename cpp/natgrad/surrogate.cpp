@@ -1,0 +1,119 @@
+#include "natgrad/surrogate.hpp"
+
+namespace natgrad {
+namespace {
+
+// Copies `in`, standardised if asked; constant advantages become exactly 0. True if all are 0.
+bool prepare_advantages(const double* in, Index count, bool normalize, double* out) {
+  const double n = static_cast<double>(count);
+  double mean = 0, deviation = 1;
+  if (normalize) {
+    double largest = 0;
+    for (Index i = 0; i < count; ++i) {
+      mean += in[i] / n;
+      largest = std::max(largest, std::abs(in[i]));
+    }
+    double variance = 0;
+    for (Index i = 0; i < count; ++i) variance += (in[i] - mean) * (in[i] - mean) / n;
+    deviation = std::sqrt(variance);
+    // Below this, differences are rounding of the values themselves, not a signal.
+    if (!(deviation > 1e-13 * largest)) {
+      std::fill_n(out, count, 0.0);
+      return true;
+    }
+  }
+  bool zero = true;
+  for (Index i = 0; i < count; ++i) {
+    out[i] = (in[i] - mean) / deviation;
+    zero = zero && out[i] == 0;
+  }
+  return zero;
+}
+
+}  // namespace
+
+template <class T>
+void Surrogate<T>::attach(const Policy<T>& policy, const Batch<T>& batch,
+                          bool normalize_advantages) {
+  batch_ = batch;
+  const Index rows = batch.rows();
+  const double n = static_cast<double>(rows);
+  advantages_.resize(rows);
+  log_probs_.resize(rows);
+  ratios_.resize(rows);
+  value_ = entropy_ = 0;
+  zero_ = prepare_advantages(batch.advantages, rows, normalize_advantages, advantages_.data());
+
+  policy_.evaluate(policy, batch.observations);
+  const Matrix<const T> y = policy_.network.outputs();
+  std::visit(
+      [&](const auto& distribution) {
+        for (Index i = 0; i < rows; ++i) {
+          const double log_prob = distribution.log_prob(y.row(i), batch.actions.row(i));
+          log_probs_[i] = batch.log_probs != nullptr ? batch.log_probs[i] : log_prob;
+          ratios_[i] = std::exp(log_prob - log_probs_[i]);
+          value_ += ratios_[i] * advantages_[i] / n;
+          entropy_ += distribution.entropy(y.row(i)) / n;
+        }
+      },
+      policy.distribution());
+}
+
+// grad L = (1/N) sum_n ratio_n A_n grad log pi(a_n | s_n)                                  (eq. 11)
+template <class T>
+void Surrogate<T>::gradient(double* g) {
+  const Matrix<const T> y = policy_.network.outputs();
+  std::visit(
+      [&](const auto& distribution) {
+        policy_.network.sweep(
+            nullptr,
+            [&](Index first, Matrix<const T>, Matrix<T> d) {
+              for (Index r = 0; r < d.rows; ++r) {
+                const Index i = first + r;
+                distribution.score(y.row(i), batch_.actions.row(i),
+                                   ratios_[i] * advantages_[i] / static_cast<double>(y.rows),
+                                   d.row(r));
+              }
+            },
+            g);
+      },
+      policy_.policy->distribution());
+}
+
+template <class T>
+Candidate Surrogate<T>::evaluate(const T* theta) {
+  const Network<T>& network = policy_.policy->network();
+  network.pack(theta, false, &candidate_);
+  const Matrix<const T> old_y = policy_.network.outputs();
+  const int shards = policy_.network.shards();
+  sums_.resize(2 * shards);
+  sums_.fill_zero();
+  std::visit(
+      [&](const auto& distribution) {
+        policy_.network.evaluate_at(
+            candidate_, theta + network.free_offset(),
+            [&](Index first, Matrix<const T> y, int shard) {
+              double gain = 0, kl = 0;
+              for (Index r = 0; r < y.rows; ++r) {
+                const Index i = first + r;
+                const double log_prob = distribution.log_prob(y.row(r), batch_.actions.row(i));
+                gain += (std::exp(log_prob - log_probs_[i]) - ratios_[i]) * advantages_[i];
+                kl += distribution.kl(old_y.row(i), y.row(r));
+              }
+              sums_[2 * shard] += gain;
+              sums_[2 * shard + 1] += kl;
+            });
+      },
+      policy_.policy->distribution());
+  Candidate candidate;
+  for (int shard = 0; shard < shards; ++shard) {
+    candidate.improvement += sums_[2 * shard] / static_cast<double>(old_y.rows);
+    candidate.kl += sums_[2 * shard + 1] / static_cast<double>(old_y.rows);
+  }
+  return candidate;
+}
+
+template class Surrogate<float>;
+template class Surrogate<double>;
+
+}  // namespace natgrad

@@ -1,0 +1,42 @@
+// The surrogate objective of a policy update and its constraint, on one batch:
+//
+//   L(theta) = (1/N) sum_n ratio_n A_n,   ratio_n = pi_theta(a_n | s_n) / mu(a_n | s_n)     (eq. 8)
+//   KL       = (1/N) sum_n KL(pi_old(. | s_n) || pi_theta(. | s_n))                         (eq. 9)
+//
+// where pi_old is the policy before the update and mu the one that chose the actions.
+#pragma once
+
+#include "natgrad/line_search.hpp"
+#include "natgrad/policy.hpp"
+
+namespace natgrad {
+
+template <class T>
+class Surrogate {
+ public:
+  // Linearises the policy on the batch. Both must outlive this object's use.
+  void attach(const Policy<T>& policy, const Batch<T>& batch, bool normalize_advantages);
+
+  double value() const { return value_; }      // L at the current parameters
+  double entropy() const { return entropy_; }  // mean over the batch
+  bool advantages_are_zero() const { return zero_; }
+
+  void gradient(double* g);  // (P) of L at the current parameters
+  // L and KL at other parameters, as a candidate of the line search.
+  Candidate evaluate(const T* theta);
+
+  LinearizedPolicy<T>* linearization() { return &policy_; }
+
+ private:
+  LinearizedPolicy<T> policy_;
+  Batch<T> batch_;
+  PackedLayers<T> candidate_;
+  Buffer<double> advantages_;  // (N)
+  Buffer<double> log_probs_;   // (N) of the behaviour policy
+  Buffer<double> ratios_;      // (N) at the current parameters
+  Buffer<double> sums_;        // (shards, 2): L and KL of a candidate
+  double value_ = 0, entropy_ = 0;
+  bool zero_ = false;
+};
+
+}  // namespace natgrad

@@ -1,0 +1,101 @@
+"""Natural policy gradients with an analytic Fisher matrix.
+
+The numerics are a compiled core, whose names are imported here at once. The agents, which need
+Gymnasium, are imported when they are first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+try:
+    from natgrad import _core
+except ModuleNotFoundError as error:
+    if error.name != "natgrad._core":
+        raise
+    raise ImportError(
+        "the compiled core of natgrad is missing. From a source tree, install the package with "
+        "`pip install .` (or `pip install --no-build-isolation -e .` to work on it); it needs a "
+        "C++17 compiler."
+    ) from error
+
+from natgrad._core import AdamFit as AdamFit
+from natgrad._core import Bernoulli as Bernoulli
+from natgrad._core import Categorical as Categorical
+from natgrad._core import CgReport as CgReport
+from natgrad._core import CgResult as CgResult
+from natgrad._core import CgStatus as CgStatus
+from natgrad._core import DiagonalGaussian as DiagonalGaussian
+from natgrad._core import Distribution as Distribution
+from natgrad._core import Fisher as Fisher
+from natgrad._core import FitReport as FitReport
+from natgrad._core import GaussNewtonFit as GaussNewtonFit
+from natgrad._core import LineSearch as LineSearch
+from natgrad._core import LineSearchResult as LineSearchResult
+from natgrad._core import LineSearchStatus as LineSearchStatus
+from natgrad._core import MultiCategorical as MultiCategorical
+from natgrad._core import ParameterBlock as ParameterBlock
+from natgrad._core import PolicyGradientUpdate as PolicyGradientUpdate
+from natgrad._core import Rng as Rng
+from natgrad._core import TrustRegionUpdate as TrustRegionUpdate
+from natgrad._core import UpdateReport as UpdateReport
+from natgrad._core import UpdateStatus as UpdateStatus
+from natgrad._core import backtracking_line_search as backtracking_line_search
+from natgrad._core import conjugate_gradient as conjugate_gradient
+from natgrad._core import gae as gae
+from natgrad._core import get_num_threads as get_num_threads
+from natgrad._core import set_num_threads as set_num_threads
+from natgrad._core import show_config as show_config
+from natgrad.batch import Batch as Batch
+from natgrad.policy import Policy as Policy
+from natgrad.policy import ValueFunction as ValueFunction
+
+if TYPE_CHECKING:
+    from natgrad.agent import NPG as NPG
+    from natgrad.agent import REINFORCE as REINFORCE
+    from natgrad.agent import TRPO as TRPO
+    from natgrad.agent import Agent as Agent
+    from natgrad.agent import TrainingInterrupted as TrainingInterrupted
+    from natgrad.agent import TrainingStalled as TrainingStalled
+    from natgrad.callbacks import Callback as Callback
+    from natgrad.callbacks import CheckpointCallback as CheckpointCallback
+    from natgrad.callbacks import EvalCallback as EvalCallback
+    from natgrad.callbacks import StopOnReturn as StopOnReturn
+    from natgrad.checkpoint import CheckpointError as CheckpointError
+    from natgrad.config import NPGConfig as NPGConfig
+    from natgrad.config import REINFORCEConfig as REINFORCEConfig
+    from natgrad.config import TRPOConfig as TRPOConfig
+    from natgrad.environments import EnvironmentFault as EnvironmentFault
+    from natgrad.environments import Environments as Environments
+    from natgrad.evaluation import Evaluation as Evaluation
+    from natgrad.evaluation import evaluate as evaluate
+    from natgrad.rollout import Rollout as Rollout
+    from natgrad.rollout import collect as collect
+
+__version__ = _core.__version__
+
+_LAZY = {
+    "agent": ("Agent", "NPG", "REINFORCE", "TRPO", "TrainingInterrupted", "TrainingStalled"),
+    "callbacks": ("Callback", "CheckpointCallback", "EvalCallback", "StopOnReturn"),
+    "checkpoint": ("CheckpointError",),
+    "config": ("NPGConfig", "REINFORCEConfig", "TRPOConfig"),
+    "environments": ("EnvironmentFault", "Environments"),
+    "evaluation": ("Evaluation", "evaluate"),
+    "rollout": ("Rollout", "collect"),
+}
+_HOME = {name: module for module, names in _LAZY.items() for name in names}
+
+__all__ = sorted(
+    [name for name in globals() if not name.startswith("_") and name not in ("importlib", "Any")]
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"natgrad.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

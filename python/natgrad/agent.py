@@ -1,0 +1,681 @@
+"""Agents: one training loop, three update rules."""
+
+import itertools
+import os
+import signal
+import threading
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any, ClassVar, Self
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from natgrad import _core, checkpoint, runs
+from natgrad.batch import Batch
+from natgrad.callbacks import CallbackLike, Callbacks
+from natgrad.checkpoint import CheckpointError
+from natgrad.config import AgentConfig, NPGConfig, REINFORCEConfig, TRPOConfig
+from natgrad.environments import EnvironmentLike, Environments, Purpose, derive_seed
+from natgrad.logger import Scalar, TableSink
+from natgrad.normalization import RunningMoments
+from natgrad.policy import Policy, ValueFunction
+from natgrad.rollout import Episode, Rollout, RolloutInterrupted, collect
+
+__all__ = [
+    "ALGORITHMS",
+    "NPG",
+    "REINFORCE",
+    "TRPO",
+    "Agent",
+    "TrainingInterrupted",
+    "TrainingStalled",
+]
+
+Update = Callable[[_core.Policy, _core.BatchLike], _core.UpdateReport]
+
+# A line search that finds nothing is ordinary; these say that the numbers themselves have failed.
+_NUMERICAL_FAILURES = (_core.UpdateStatus.NON_FINITE, _core.UpdateStatus.NOT_POSITIVE_DEFINITE)
+_FAILURES_BEFORE_STALL = 5
+
+
+class TrainingStalled(RuntimeError):  # noqa: N818
+    """Several updates in a row failed numerically; the agent is as the last good one left it."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training was interrupted by SIGINT or SIGTERM; the agent stands after its last update."""
+
+
+class Agent(ABC):
+    """Collects rollouts, updates a policy and fits a critic; subclasses choose the update.
+
+    Two agents with the same environment, options and seed go through the same numbers, bit for
+    bit, whether or not they were saved and loaded on the way.
+
+    Args:
+        env: id of a registered environment, a function that makes one, or a gymnasium `VectorEnv`.
+        config: all options at once, instead of `options`.
+        **options: fields of `config_class`.
+
+    Attributes:
+        config: the options.
+        policy: acts.
+        critic: predicts returns.
+        num_timesteps: environment steps so far.
+        num_updates: updates so far.
+        num_episodes: finished training episodes.
+        recent_episodes: the last 100 of them.
+        training_seconds: wall time spent in updates, including rollouts.
+
+    Raises:
+        ValueError: an unknown option or bad value, an unsupported space, an unknown environment.
+        TypeError: an option or `env` of the wrong type.
+    """
+
+    algorithm: ClassVar[str]
+    config_class: ClassVar[type[AgentConfig]]
+
+    def __init__(
+        self, env: EnvironmentLike, config: AgentConfig | None = None, **options: Any
+    ) -> None:
+        if config is None:
+            config = self.config_class.from_options(options)
+        elif options or type(config) is not self.config_class:
+            raise TypeError(
+                f"config is a {type(config).__name__} with {len(options)} options besides; wanted "
+                f"either a {self.config_class.__name__} or options"
+            )
+        self.config = config
+        self._environments = Environments(
+            env,
+            config.n_envs,
+            config.seed,
+            dtype=config.dtype,
+            vectorization=config.vectorization,
+            options=config.env_options,
+        )
+        size, decoder = self._environments.encoder.size, self._environments.decoder
+        network: dict[str, Any] = {
+            "activation": config.activation,
+            "dtype": config.dtype,
+            "init": config.init,
+            "fourier_features": config.fourier_features,
+            "fourier_bandwidth": config.fourier_bandwidth,
+        }
+        # Different seeds, or policy and critic would start from the same first layer.
+        self.policy = Policy(
+            size,
+            decoder.distribution,
+            config.hidden,
+            seed=derive_seed(config.seed, Purpose.POLICY),
+            log_std_init=config.log_std_init,
+            **network,
+        )
+        self.critic = ValueFunction(
+            size, config.critic_hidden, seed=derive_seed(config.seed, Purpose.CRITIC), **network
+        )
+        self._update = self._build_update()
+        self._critic_fit: _core.GaussNewtonFit | _core.AdamFit
+        if config.critic == "gauss_newton":
+            self._critic_fit = _core.GaussNewtonFit(
+                config.critic_steps,
+                config.critic_cg_iterations,
+                config.critic_damping,
+                config.critic_max_change,
+            )
+        else:
+            self._critic_fit = _core.AdamFit(
+                config.critic_epochs,
+                config.critic_minibatch_size,
+                config.critic_learning_rate,
+                derive_seed(config.seed, Purpose.CRITIC_FIT),
+            )
+        self._moments = RunningMoments(size)
+        self._rng = _core.Rng(derive_seed(config.seed, Purpose.ACTIONS))
+        self._prediction_rng = _core.Rng(derive_seed(config.seed, Purpose.PREDICTION))
+        example = self.policy.mode(np.zeros((1, size), config.dtype))
+        self._no_actions = example[:0]
+        self.num_timesteps = 0
+        self.num_updates = 0
+        self.num_episodes = 0
+        self.recent_episodes: deque[Episode] = deque(maxlen=100)
+        self._failures = 0  # consecutive updates that failed numerically
+        self.training_seconds = 0.0
+
+    @abstractmethod
+    def _build_update(self) -> Update:
+        """The update rule, from `self.config`."""
+
+    @property
+    def env_id(self) -> str | None:
+        """Name under which the environment is registered, or None."""
+        return self._environments.id
+
+    def make_env(self, **options: Any) -> gymnasium.Env[Any, Any]:
+        """A new environment of the kind the agent trains on.
+
+        Args:
+            **options: keyword arguments for `gymnasium.make`, such as render_mode.
+
+        Raises:
+            ValueError: the agent was given a `VectorEnv`.
+        """
+        if self._environments.make is None:
+            raise ValueError(
+                "the agent was given a VectorEnv and cannot make another environment; pass `env`"
+            )
+        return self._environments.make(**options)
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: CallbackLike | Iterable[CallbackLike] | None = None,
+        progress_bar: bool = False,
+        *,
+        log: bool = False,
+        run_dir: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 10,
+    ) -> Self:
+        """Trains for a number of environment steps, rounded up to whole updates.
+
+        A second call goes on where the first one stopped. SIGINT and SIGTERM give up the rollout in
+        progress, or finish the update, then save; a second signal interrupts at once.
+
+        Args:
+            total_timesteps: steps of this call, over all copies of the environment.
+            callback: a `Callback`, a function (agent, log) -> bool | None, or several of them.
+            progress_bar: show steps per second and mean return on stderr.
+            log: print a table per update.
+            run_dir: folder for config.json, progress.csv, monitor.csv, TensorBoard events and
+                checkpoints; without it nothing is written.
+            checkpoint_every: updates between the checkpoints in `run_dir`.
+
+        Returns:
+            The agent.
+
+        Raises:
+            EnvironmentFault: the environment failed; the agent stands after its last update.
+            TrainingStalled: five updates in a row failed numerically.
+            TrainingInterrupted: after a signal; a KeyboardInterrupt.
+            ValueError: bad arguments; `run_dir` holds another run or cannot be written.
+        """
+        if isinstance(total_timesteps, bool) or total_timesteps != int(total_timesteps):
+            raise ValueError(f"total_timesteps is {total_timesteps!r}; wanted an integer")
+        if total_timesteps < 1 or checkpoint_every < 1:
+            raise ValueError(
+                f"total_timesteps is {total_timesteps} and checkpoint_every {checkpoint_every}; "
+                "wanted at least 1"
+            )
+        goal = self.num_timesteps + int(total_timesteps)
+        hooks = Callbacks(callback)
+        run: runs.RunFolder | None = None
+        if run_dir is not None:
+            run = runs.RunFolder(
+                run_dir,
+                {**self._identity(), "total_timesteps": goal},
+                num_updates=self.num_updates,
+                num_timesteps=self.num_timesteps,
+                num_episodes=self.num_episodes,
+                checkpoint_every=checkpoint_every,
+            )
+        table = TableSink() if log else None
+        with ExitStack() as stack:
+            signals = stack.enter_context(_Signals())
+            bar = _progress_bar(progress_bar, self.num_timesteps, goal)
+            stack.callback(bar.close)
+            if run is not None:
+                stack.callback(run.close)
+                stack.callback(run.checkpoints.on_training_end, self)
+            stack.callback(hooks.on_training_end, self)
+            hooks.on_training_start(self)
+            go_on = True
+            while go_on and self.num_timesteps < goal and signals.received is None:
+                try:
+                    values, episodes = self._iterate(lambda: signals.received is not None)
+                except RolloutInterrupted:
+                    break
+                go_on = hooks.on_update_end(self, values)
+                if table is not None:
+                    table.write(values, self.num_timesteps)
+                if run is not None:
+                    run.write(values, self.num_timesteps, episodes)
+                    run.checkpoints.on_update_end(self, values)
+                bar.set_postfix_str(f"return {values.get('rollout/ep_rew_mean', float('nan')):.5g}")
+                bar.update(self.num_timesteps - bar.n)
+                if self._failures >= _FAILURES_BEFORE_STALL:
+                    raise TrainingStalled(
+                        f"{self._failures} updates in a row failed, the last one with "
+                        f"{values['train/status']}: {values['train/message']}. Rewards of a "
+                        "sensible scale, a larger damping or dtype='float64' may help."
+                    )
+        if signals.received is not None:
+            where = "no run_dir was given, so nothing was saved"
+            if run is not None:
+                where = f"saved to {run.checkpoints.path(self)}"
+            raise TrainingInterrupted(
+                f"interrupted by {signals.received.name} after {self.num_timesteps} steps; {where}"
+            )
+        return self
+
+    def predict(
+        self, obs: Any, deterministic: bool = True, *, rng: _core.Rng | None = None
+    ) -> NDArray[Any]:
+        """Actions for one observation or a batch of them, valid in the environment.
+
+        Args:
+            obs: an observation of the original space, or a batch (every array with a leading axis).
+            deterministic: the mode of the policy; otherwise a sample.
+            rng: for samples; a stream of the agent's own when None. Training is not affected.
+
+        Returns:
+            One action (a NumPy scalar for Discrete), or a batch (n, ...).
+
+        Raises:
+            ValueError: an observation that does not fit the space, or is not finite.
+        """
+        rows = self._environments.encoder.encode(obs)
+        batch = rows.reshape(-1, rows.shape[-1])
+        if deterministic:
+            samples = self.policy.mode(batch)
+        else:
+            samples, _ = self.policy.sample(batch, self._prediction_rng if rng is None else rng)
+        actions = self._environments.decoder.decode(samples)
+        return actions if rows.ndim > 1 else actions[0]
+
+    def close(self) -> None:
+        """Closes the environments; they are made again when they are needed."""
+        self._environments.close()
+
+    # One update ----------------------------------------------------------------------------------
+
+    def _iterate(self, interrupted: Callable[[], bool]) -> tuple[dict[str, Scalar], list[Episode]]:
+        """Collects and learns; on any exception the agent is as it was before."""
+        before = self._progress(), self._arrays()
+        try:
+            return self._collect_and_learn(interrupted)
+        except BaseException:
+            self._restore(*before)
+            raise
+
+    def _collect_and_learn(
+        self, interrupted: Callable[[], bool]
+    ) -> tuple[dict[str, Scalar], list[Episode]]:
+        config, clock = self.config, [time.perf_counter()]
+        steps = -(-config.batch_size // self._environments.num_envs)
+        rollout = collect(self.policy, self._environments, steps, self._rng, interrupted)
+        clock.append(time.perf_counter())
+
+        valid = rollout.valid.ravel()
+        select = slice(None) if valid.all() else valid
+        observations = rollout.observations[:-1].reshape(valid.size, -1)[select]
+        actions = rollout.actions.reshape(valid.size, *rollout.actions.shape[2:])[select]
+        advantages, returns = (x.ravel()[select] for x in self._advantages(rollout))
+        clock.append(time.perf_counter())
+
+        report = self._update(self.policy, Batch(observations, actions, advantages))
+        clock.append(time.perf_counter())
+        fit = self._critic_fit(self.critic, observations, returns)
+        clock.append(time.perf_counter())
+        if config.normalize_observations:
+            # Only now: what was sampled, updated and fitted has to have seen the same inputs.
+            self._moments.update(observations)
+            self._set_normalizers()
+
+        self.num_timesteps += len(observations)
+        self.num_updates += 1
+        self.num_episodes += len(rollout.episodes)
+        self.recent_episodes.extend(rollout.episodes)
+        self._failures = self._failures + 1 if report.status in _NUMERICAL_FAILURES else 0
+        self.training_seconds += time.perf_counter() - clock[0]
+        return self._log(report, fit, clock), rollout.episodes
+
+    def _advantages(self, rollout: Rollout) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Advantages and returns, (T, n) each."""
+        n_rows, n_envs, size = rollout.observations.shape
+        values = np.asarray(self.critic.predict(rollout.observations.reshape(-1, size)))
+        values = values.reshape(n_rows, n_envs)
+        following = values[1:].copy()
+        if len(rollout.final_observations):
+            # The next row belongs to a new episode: a cut-off one goes on from where it stood.
+            following[rollout.final_index] = self.critic.predict(rollout.final_observations)
+        return _core.gae(
+            rollout.rewards,
+            values[:-1],
+            following,
+            rollout.terminated,
+            rollout.truncated,
+            self.config.gamma,
+            self.config.gae_lambda,
+            rollout.valid,
+        )
+
+    def _set_normalizers(self) -> None:
+        if self._moments.count:
+            normalizer = self._moments.mean, self._moments.std, self.config.clip_observations
+            self.policy.set_normalizer(*normalizer)
+            self.critic.set_normalizer(*normalizer)
+
+    def _log(
+        self, report: _core.UpdateReport, fit: _core.FitReport, clock: list[float]
+    ) -> dict[str, Scalar]:
+        values: dict[str, Scalar] = {}
+        taken = int(report.accepted)  # a candidate that was rejected changed nothing
+        if self.recent_episodes:
+            rewards, lengths, _ = zip(*self.recent_episodes, strict=True)
+            values["rollout/ep_rew_mean"] = sum(rewards) / len(rewards)
+            values["rollout/ep_len_mean"] = sum(lengths) / len(lengths)
+        values |= {
+            "time/iterations": self.num_updates,
+            "time/total_timesteps": self.num_timesteps,
+            "time/time_elapsed": self.training_seconds,
+            "time/fps": int(self.num_timesteps / self.training_seconds),
+            "time/rollout": clock[1] - clock[0],
+            "time/update": clock[3] - clock[2],
+            "time/critic": clock[2] - clock[1] + clock[4] - clock[3],
+            "train/n_updates": self.num_updates,
+            "train/status": report.status.name,
+            "train/is_line_search_success": taken,
+            "train/policy_objective": report.surrogate + taken * report.improvement,
+            "train/policy_improvement": taken * report.improvement,
+            "train/expected_improvement": report.expected_improvement,
+            "train/kl_divergence_loss": taken * report.kl,
+            "train/step_fraction": report.step_fraction,
+            "train/gradient_norm": report.gradient_norm,
+            "train/entropy": report.entropy,
+            "train/cg_iterations": report.cg.iterations,
+            "train/cg_residual": report.cg.relative_residual,
+            "train/value_loss": fit.loss,
+            "train/explained_variance": fit.explained_variance_before,
+        }
+        if not report.accepted:
+            values["train/message"] = report.message
+        for block in self.policy.layout:
+            if block.name == "log_std":
+                log_std = self.policy.parameters[block.offset : block.offset + block.size]
+                values["train/std"] = float(np.exp(log_std).mean())
+        return values
+
+    # State ---------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a checkpoint, from which `load` continues as if nothing had happened.
+
+        Raises:
+            CheckpointError: the file cannot be written; one that was there before is unchanged.
+        """
+        checkpoint.write(path, {**self._identity(), "progress": self._progress()}, self._arrays())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], env: EnvironmentLike | None = None) -> Self:
+        """Reads an agent from a checkpoint, or from the newest sound one in a run's folder.
+
+        Args:
+            path: a file written by `save`, or the folder of a run.
+            env: like that of the constructor; None makes it by the id in the checkpoint.
+
+        Raises:
+            CheckpointError: the file is damaged, foreign, of another algorithm, or does not fit
+                the environment.
+            ValueError: gymnasium cannot make the environment.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            return cls._load_file(path, env)
+        for candidate in reversed(runs.checkpoints(path)):
+            try:
+                return cls._load_file(candidate, env)
+            except CheckpointError as error:
+                warnings.warn(f"{error}; trying the one before", stacklevel=2)
+        raise CheckpointError(f"{str(path)!r} has no sound checkpoint in its folder checkpoints/")
+
+    @classmethod
+    def _load_file(cls, path: Path, env: EnvironmentLike | None) -> Self:
+        metadata = checkpoint.read_metadata(path)
+        try:
+            actual = ALGORITHMS[metadata["algorithm"]]
+            config = actual.config_class.from_options(metadata["config"])
+            progress, env_id = metadata["progress"], metadata["env_id"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise _unfit(path, f"its metadata is not that of an agent ({error})") from error
+        if not issubclass(actual, cls):
+            raise _unfit(path, f"it holds an agent of {actual.__name__}, not of {cls.__name__}")
+        # Before anything is built: what is not in the file shall not be allocated on its word.
+        weights = [config.n_envs]
+        for layers in (config.hidden, config.critic_hidden):
+            sizes = (max(config.fourier_features, 1), *layers, 1)
+            weights += [rows * columns for rows, columns in itertools.pairwise(sizes)]
+        if max(weights) > path.stat().st_size:
+            raise _unfit(path, "its options need more parameters than it has bytes")
+        if env is None:
+            if not isinstance(env_id, str) or ":" in env_id:
+                # gymnasium imports the module before a colon, which a file shall not make it do.
+                raise _unfit(path, f"its environment {env_id!r} has to be passed as `env`")
+            env = env_id
+        agent = actual(env, config)
+        if (agent.policy.config, agent.critic.config) != (metadata["policy"], metadata["critic"]):
+            raise _unfit(path, "its networks do not fit the spaces of the environment")
+        try:
+            spec = agent._spec(progress)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _unfit(path, f"its metadata is not that of an agent ({error})") from error
+        arrays = checkpoint.read_arrays(path, metadata, spec)
+        try:
+            agent._restore(progress, arrays)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _unfit(path, f"its content is not that of an agent ({error})") from error
+        return agent  # type: ignore[return-value]
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "algorithm": self.algorithm,
+            "env_id": self.env_id,
+            "config": self.config.to_json(),
+            "policy": self.policy.config,
+            "critic": self.critic.config,
+        }
+
+    def _progress(self) -> dict[str, Any]:
+        """All state that is not an array, as JSON types."""
+        return {
+            "num_timesteps": self.num_timesteps,
+            "num_updates": self.num_updates,
+            "num_episodes": self.num_episodes,
+            "recent_episodes": [list(episode) for episode in self.recent_episodes],
+            "failures": self._failures,
+            "seconds": self.training_seconds,
+            "rng_counter": self._rng.counter,
+            "moments_count": self._moments.count,
+            "moments_rejected": self._moments.rejected,
+            "target_scale": list(self.critic.target_scale),
+            "n_envs": self._environments.num_envs,
+            "replay_lengths": [
+                None if actions is None else len(actions)
+                for actions in self._environments.state.actions
+            ],
+            "optimizer_sizes": {name: len(o.state) for name, o in self._optimizers().items()},
+        }
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """Copies of all arrays that are state."""
+        state = self._environments.state
+        return {
+            "policy/parameters": np.array(self.policy.parameters),
+            "critic/parameters": np.array(self.critic.parameters),
+            "observations/mean": self._moments.mean.copy(),
+            "observations/squares": self._moments.squares.copy(),
+            "environments/observations": state.observations.copy(),
+            "environments/episodes": state.episodes.copy(),
+            "environments/returns": state.returns.copy(),
+            "environments/lengths": state.lengths.copy(),
+            "environments/waiting": state.waiting.copy(),
+            "environments/actions": np.concatenate(
+                [self._no_actions, *(a for a in state.actions if a is not None and len(a))]
+            ),
+            **{name: np.array(o.state) for name, o in self._optimizers().items()},
+        }
+
+    def _spec(self, progress: Mapping[str, Any]) -> checkpoint.Spec:
+        """Types and shapes that the arrays of a checkpoint with this progress must have."""
+        spec = {name: (array.dtype, array.shape) for name, array in self._arrays().items()}
+        for name, (dtype, shape) in spec.items():
+            if name.startswith("environments/"):
+                spec[name] = dtype, (int(progress["n_envs"]), *shape[1:])
+        dtype, shape = spec["environments/actions"]
+        replay = sum(length or 0 for length in progress["replay_lengths"])
+        spec["environments/actions"] = dtype, (int(replay), *shape[1:])
+        for name in self._optimizers():
+            spec[name] = spec[name][0], (int(progress["optimizer_sizes"][name]),)
+        return spec
+
+    def _restore(self, progress: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+        self.num_timesteps = int(progress["num_timesteps"])
+        self.num_updates = int(progress["num_updates"])
+        self.num_episodes = int(progress["num_episodes"])
+        self.recent_episodes = deque(
+            (Episode(float(r), int(n), float(t)) for r, n, t in progress["recent_episodes"]), 100
+        )
+        self._failures = int(progress["failures"])
+        self.training_seconds = float(progress["seconds"])
+        self._rng.counter = int(progress["rng_counter"])
+        self.policy.parameters = arrays["policy/parameters"]
+        self.critic.parameters = arrays["critic/parameters"]
+        mean, std = progress["target_scale"]
+        self.critic.target_scale = float(mean), float(std)
+        for name, optimizer in self._optimizers().items():
+            optimizer.state = arrays[name]
+        self._moments.count = int(progress["moments_count"])
+        self._moments.rejected = int(progress["moments_rejected"])
+        self._moments.mean = arrays["observations/mean"].copy()
+        self._moments.squares = arrays["observations/squares"].copy()
+        self._set_normalizers()
+        self._restore_environments(progress, arrays)
+
+    def _restore_environments(
+        self, progress: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+    ) -> None:
+        self._environments.abandon()
+        state = self._environments.state
+        episodes = arrays["environments/episodes"]
+        if progress["n_envs"] != self._environments.num_envs:
+            state.episodes[:] = episodes.max() + 1  # other copies: no episode can go on
+            return
+        state.episodes = episodes.copy()
+        state.observations = arrays["environments/observations"].copy()
+        state.returns = arrays["environments/returns"].copy()
+        state.lengths = arrays["environments/lengths"].copy()
+        state.waiting = arrays["environments/waiting"].copy()
+        state.actions, start = [], 0
+        for length in progress["replay_lengths"]:
+            if length is None:
+                state.actions.append(None)
+            else:
+                state.actions.append(arrays["environments/actions"][start : start + length])
+                start += length
+
+    def _optimizers(self) -> dict[str, Any]:
+        """What has a state vector of its own, by the name of its array."""
+        optimizers: dict[str, Any] = {"critic/optimizer": self._critic_fit}
+        if isinstance(self._update, _core.PolicyGradientUpdate):
+            optimizers["policy/optimizer"] = self._update
+        return optimizers
+
+
+class NPG(Agent):
+    """Natural policy gradient: the closed-form step to the boundary of the trust region."""
+
+    algorithm = "npg"
+    config_class = NPGConfig
+    config: NPGConfig
+
+    def _build_update(self) -> Update:
+        return _trust_region_update(self.config, line_search=None)
+
+
+class TRPO(Agent):
+    """Trust region policy optimisation: the natural gradient under a line search."""
+
+    algorithm = "trpo"
+    config_class = TRPOConfig
+    config: TRPOConfig
+
+    def _build_update(self) -> Update:
+        config = self.config
+        line_search = _core.LineSearch(
+            config.line_search_shrink,
+            config.line_search_max_backtracks,
+            config.line_search_accept_ratio,
+        )
+        return _trust_region_update(config, line_search)
+
+
+class REINFORCE(Agent):
+    """The plain policy gradient with the same critic: one step per batch."""
+
+    algorithm = "reinforce"
+    config_class = REINFORCEConfig
+    config: REINFORCEConfig
+
+    def _build_update(self) -> Update:
+        return _core.PolicyGradientUpdate(
+            self.config.learning_rate, self.config.optimizer, normalize_advantages=True
+        )
+
+
+ALGORITHMS = {cls.algorithm: cls for cls in (TRPO, NPG, REINFORCE)}
+
+
+def _trust_region_update(config: NPGConfig, line_search: _core.LineSearch | None) -> Update:
+    return _core.TrustRegionUpdate(
+        max_kl=config.max_kl,
+        damping=config.damping,
+        cg_iterations=config.cg_iterations,
+        cg_rtol=config.cg_rtol,
+        line_search=line_search,
+        normalize_advantages=True,
+        fisher=config.fisher,
+        curvature_fraction=config.curvature_fraction,
+    )
+
+
+class _Signals(AbstractContextManager["_Signals"]):
+    """Notes SIGINT and SIGTERM for as long as it is entered; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+
+
+def _progress_bar(enabled: bool, start: int, goal: int) -> Any:
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    return tqdm(
+        total=goal, initial=start, disable=not enabled, unit="step", unit_scale=True,
+        dynamic_ncols=True,
+    )  # fmt: skip
+
+
+def _unfit(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"cannot use checkpoint {str(path)!r}: {reason}")

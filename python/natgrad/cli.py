@@ -1,0 +1,375 @@
+"""The command `natgrad`: train, eval, enjoy, plot."""
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+import typing
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from natgrad import __version__
+from natgrad.config import AgentConfig, NPGConfig, REINFORCEConfig, TRPOConfig
+
+if TYPE_CHECKING:
+    from natgrad.agent import Agent
+
+__all__ = ["main"]
+
+CONFIGS: dict[str, type[AgentConfig]] = {
+    "trpo": TRPOConfig,
+    "npg": NPGConfig,
+    "reinforce": REINFORCEConfig,
+}
+DEFAULT_STEPS = 100_000
+NOT_GIVEN = argparse.SUPPRESS  # so that the classes' own defaults hold
+
+
+class UsageError(Exception):
+    """Something is wrong with the command line: one line for the user, exit code 2."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: arguments without the program's name; those of the process when None.
+
+    Returns:
+        The exit code: 0, 1 if training failed, 2 for bad input, 130 after an interrupt.
+    """
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        return 1
+    except (UsageError, ValueError, TypeError, ImportError) as error:
+        print(f"natgrad: error: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, OSError) as error:
+        print(f"natgrad: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return code
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from natgrad import agent as agents
+    from natgrad import runs
+    from natgrad.callbacks import Callback, StopOnReturn
+    from natgrad.evaluation import evaluate
+
+    names = {f.name for config in CONFIGS.values() for f in dataclasses.fields(config)}
+    options = {name: value for name, value in vars(arguments).items() if name in names}
+    if arguments.resume is not None:
+        given = sorted(options) + [x for x in ("env", "algo", "run_dir") if getattr(arguments, x)]
+        if given:
+            raise UsageError(f"--resume takes a run as it is; drop {', '.join(given)}")
+        folder = Path(arguments.resume)
+        goal = arguments.steps or runs.read_config(folder).get("total_timesteps", DEFAULT_STEPS)
+        agent = agents.Agent.load(folder)
+    else:
+        if arguments.env is None:
+            raise UsageError("train needs an environment, such as CartPole-v1, or --resume RUN")
+        algorithm = arguments.algo or "trpo"
+        agent = agents.ALGORITHMS[algorithm](arguments.env, **options)
+        goal = arguments.steps or DEFAULT_STEPS
+        if arguments.run_dir is not None:
+            folder = Path(arguments.run_dir)
+        else:
+            folder = runs.fresh_folder(agent.env_id, algorithm, agent.config.seed)
+
+    before = agent.num_timesteps
+    callbacks: list[Callback] = []
+    if arguments.target_return is not None:
+        callbacks.append(StopOnReturn(arguments.target_return))
+    seconds = agent.training_seconds
+    if goal > before:
+        show = arguments.progress if arguments.progress is not None else sys.stderr.isatty()
+        try:
+            agent.learn(
+                goal - before,
+                callbacks,
+                progress_bar=show,
+                log=arguments.verbose,
+                run_dir=folder,
+                checkpoint_every=arguments.checkpoint_every,
+            )
+        except (KeyboardInterrupt, RuntimeError):
+            print(f"to go on: natgrad train --resume {folder}", file=sys.stderr)
+            raise
+    seconds = agent.training_seconds - seconds
+    steps = agent.num_timesteps - before
+    episodes = agent.recent_episodes
+    mean = sum(e.total_reward for e in episodes) / len(episodes) if episodes else float("nan")
+    print(
+        f"mean return of the last {len(episodes)} episodes {mean:.2f} | {agent.num_timesteps} "
+        f"steps | {seconds:.1f} s, {steps / seconds if steps else 0:.0f} steps/s | {folder}"
+    )
+    if arguments.evaluate:
+        print(f"evaluation: {evaluate(agent, episodes=arguments.evaluate)}")
+    agent.close()
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from natgrad.evaluation import evaluate
+
+    result = evaluate(
+        _loaded(arguments.path),
+        episodes=arguments.episodes,
+        seed=arguments.seed,
+        deterministic=not arguments.stochastic,
+    )
+    print(f"return {result}; mean length {result.lengths.mean():.1f}")
+    return 0
+
+
+def _enjoy(arguments: argparse.Namespace) -> int:
+    import gymnasium
+
+    from natgrad.evaluation import evaluate
+
+    agent = _loaded(arguments.path)
+    frames: list[Any] = []
+    env = agent.make_env(render_mode="human" if arguments.gif is None else "rgb_array")
+    rate = env.metadata.get("render_fps", 30)
+
+    def record(environment: Any) -> None:
+        if len(frames) < arguments.max_frames:
+            frames.append(environment.render())
+
+    try:
+        result = evaluate(
+            agent,
+            env,
+            episodes=arguments.episodes,
+            seed=arguments.seed,
+            deterministic=not arguments.stochastic,
+            on_step=None if arguments.gif is None else record,
+        )
+    except gymnasium.error.Error as error:  # something that rendering needs is not installed
+        raise UsageError(str(error)) from error
+    finally:
+        env.close()
+    if arguments.gif is not None:
+        _write_gif(arguments.gif, frames, rate)
+        print(f"{len(frames)} frames in {arguments.gif}")
+    print(f"return {result}")
+    return 0
+
+
+def _write_gif(path: str, frames: list[Any], rate: float) -> None:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("GIFs need pillow: pip install 'natgrad[render]'") from error
+    # A GIF counts hundredths of a second, and viewers slow down what lasts less than two.
+    stride = max(1, round(rate / 50))
+    images = [Image.fromarray(frame) for frame in frames[::stride]]
+    duration = max(20, round(100 * stride / rate) * 10)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
+
+
+def _plot(arguments: argparse.Namespace) -> int:
+    from natgrad.plot import plot
+
+    plot(arguments.runs, arguments.output, window=arguments.window, title=arguments.title)
+    print(arguments.output)
+    return 0
+
+
+def _loaded(path: str) -> "Agent":
+    from natgrad.agent import Agent
+
+    if not Path(path).exists():
+        raise UsageError(f"{path!r} does not exist; wanted the folder of a run or a checkpoint")
+    return Agent.load(path)
+
+
+# The parser --------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="natgrad",
+        description="Natural policy gradients with an analytic Fisher matrix.",
+        epilog="natgrad COMMAND --help explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"natgrad {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    train = _command(
+        commands,
+        "train",
+        _train,
+        "train an agent",
+        "Trains an agent and records the run in a folder: config.json, progress.csv, monitor.csv, "
+        "checkpoints and, if tensorboard is installed, its events. Ctrl-C saves and stops; "
+        "--resume goes on from there as if nothing had happened.",
+    )
+    train.usage = (
+        "natgrad train ENV [options]\n       natgrad train --resume RUN [--steps N] [options]"
+    )
+    train.add_argument("env", nargs="?", metavar="ENV", help="id in Gymnasium, such as CartPole-v1")
+    train.add_argument("--algo", choices=sorted(CONFIGS), help="update rule (default: trpo)")
+    train.add_argument(
+        "--steps", type=_count, metavar="N",
+        help=f"environment steps of the whole run (default: {DEFAULT_STEPS})",
+    )  # fmt: skip
+    train.add_argument(
+        "--target-return", type=float, metavar="R",
+        help="stop when the mean return of the last 100 episodes reaches this",
+    )  # fmt: skip
+    train.add_argument(
+        "--run-dir", metavar="DIR", help="folder (default: a new one, runs/ENV_ALGO_SEED_N)"
+    )
+    train.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    train.add_argument(
+        "--checkpoint-every", type=_count, default=10, metavar="N",
+        help="updates between checkpoints (default: 10)",
+    )  # fmt: skip
+    train.add_argument(
+        "--evaluate", type=_count, metavar="N", help="evaluate over N episodes at the end"
+    )
+    train.add_argument(
+        "--progress", action=argparse.BooleanOptionalAction,
+        help="progress bar (default: if stderr is a terminal)",
+    )  # fmt: skip
+    train.add_argument("-v", "--verbose", action="store_true", help="print a table per update")
+    _add_options(train)
+
+    evaluation = _command(
+        commands, "eval", _eval, "measure a trained agent", "Runs episodes with a trained agent."
+    )
+    enjoy = _command(
+        commands, "enjoy", _enjoy, "watch a trained agent", "Shows a trained agent in a window."
+    )
+    for command, episodes in ((evaluation, 100), (enjoy, 1)):
+        command.add_argument("path", metavar="RUN", help="folder of a run, or a checkpoint")
+        command.add_argument(
+            "--episodes", type=_count, default=episodes, metavar="N",
+            help=f"episodes (default: {episodes})",
+        )  # fmt: skip
+        command.add_argument(
+            "--seed", type=int, default=0, metavar="N", help="seed of the episodes (default: 0)"
+        )
+        command.add_argument(
+            "--stochastic", action="store_true", help="sample actions instead of taking the mode"
+        )
+    enjoy.add_argument("--gif", metavar="FILE", help="write an animation instead of a window")
+    enjoy.add_argument(
+        "--max-frames", type=_count, default=1000, metavar="N",
+        help="frames of the animation at most (default: 1000)",
+    )  # fmt: skip
+
+    plot = _command(
+        commands,
+        "plot",
+        _plot,
+        "draw learning curves",
+        "Draws the learning curves of runs. Runs of one environment and algorithm are averaged, "
+        "with a band of one standard deviation.",
+    )
+    plot.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
+    plot.add_argument("-o", "--output", default="learning_curves.png", metavar="FILE",
+                      help="picture (default: learning_curves.png)")  # fmt: skip
+    plot.add_argument("--window", type=_count, default=100, metavar="N",
+                      help="episodes that a point averages (default: 100)")  # fmt: skip
+    plot.add_argument("--title", metavar="TEXT", help="title of the picture")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, more: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=more)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """One option per field of the configuration classes, grouped as they are."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    seen: set[str] = set()
+    for config in CONFIGS.values():
+        hints = typing.get_type_hints(config)
+        for field in dataclasses.fields(config):
+            if field.name in seen:
+                continue
+            seen.add(field.name)
+            owners = [a for a, c in CONFIGS.items() if field.name in c.__dataclass_fields__]
+            title = field.metadata["group"]
+            if len(owners) < len(CONFIGS):
+                title += f" ({', '.join(owners)} only)"
+            group = groups.get(title) or parser.add_argument_group(title)
+            groups[title] = group
+            _add_option(group, field, hints[field.name])
+
+
+def _add_option(group: Any, field: dataclasses.Field[Any], annotation: Any) -> None:
+    flag = f"--{field.name.replace('_', '-')}"
+    text = f"{field.metadata['help']} (default: {_shown(field)})".replace("%", "%%")
+    keywords: dict[str, Any] = {"default": NOT_GIVEN, "help": text, "dest": field.name}
+    if annotation is bool:
+        keywords |= {"action": argparse.BooleanOptionalAction}
+    elif typing.get_origin(annotation) is Literal:
+        keywords |= {"choices": typing.get_args(annotation)}
+    elif typing.get_origin(annotation) is tuple:
+        keywords |= {"type": _integers, "metavar": "N,N"}
+    elif annotation in (int, float):
+        keywords |= {"type": annotation, "metavar": "N" if annotation is int else "X"}
+    else:
+        keywords |= {"type": _json_object, "metavar": "JSON"}
+    group.add_argument(flag, **keywords)
+
+
+def _shown(field: dataclasses.Field[Any]) -> str:
+    if field.default is dataclasses.MISSING:
+        return "none"
+    if isinstance(field.default, tuple):
+        return ",".join(map(str, field.default))
+    return str(field.default)
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(item) for item in text.split(",")) if text != "none" else ()
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is wanted as integers with commas between, such as 64,64, or none"
+        ) from None
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object such as '{{\"key\": 1}}'")
+    return value
+
+
+def _count(text: str) -> int:
+    try:
+        value = float(text)  # so that 1e6 is understood
+    except ValueError:
+        value = 0
+    if value < 1 or value != int(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 1")
+    return int(value)
+
+
+def _show_warning(message: Warning | str, *details: Any) -> None:
+    print(f"natgrad: warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Policies that know Gymnasium spaces, can be copied and can be pickled."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from natgrad import _core
+
+if TYPE_CHECKING:
+    from gymnasium import Space
+
+__all__ = ["Policy", "ValueFunction"]
+
+_DISTRIBUTIONS: dict[str, Callable[..., _core.Distribution]] = {
+    "Categorical": _core.Categorical,
+    "DiagonalGaussian": _core.DiagonalGaussian,
+    "MultiCategorical": _core.MultiCategorical,
+    "Bernoulli": _core.Bernoulli,
+}
+
+
+class Policy(_core.Policy):
+    """A network and a distribution over actions, with one flat parameter vector.
+
+    See `natgrad._core.Policy` for the constructor and the numerics; this class adds construction
+    from Gymnasium spaces, copies and pickling.
+    """
+
+    @classmethod
+    def for_spaces(
+        cls, observation_space: "Space[Any]", action_space: "Space[Any]", **options: Any
+    ) -> Self:
+        """A policy whose input and output fit two Gymnasium spaces.
+
+        Args:
+            observation_space: Box or Discrete, MultiDiscrete, MultiBinary, Dict or Tuple; all but a
+                one-dimensional Box are flattened, see `natgrad.spaces.ObservationEncoder`.
+            action_space: Discrete, MultiDiscrete, MultiBinary or floating-point Box.
+            **options: the constructor's other arguments (hidden, activation, dtype, ...).
+
+        Raises:
+            ValueError: a space that has no representation here.
+        """
+        from natgrad.spaces import ActionDecoder, ObservationEncoder
+
+        encoder, decoder = ObservationEncoder(observation_space), ActionDecoder(action_space)
+        return cls(encoder.size, decoder.distribution, **options)
+
+    def copy(self) -> "Policy":
+        """An independent policy with the same parameters and normaliser."""
+        return _rebuild(type(self), *_contents(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), *_contents(self))
+
+
+class ValueFunction(_core.ValueFunction):
+    """A network that predicts the return of an observation; copies and pickles like `Policy`."""
+
+    def copy(self) -> "ValueFunction":
+        """An independent value function with the same parameters, normaliser and target scale."""
+        return _rebuild(type(self), *_contents(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), *_contents(self))
+
+
+_Model = TypeVar("_Model", Policy, ValueFunction)
+
+
+def _contents(model: Policy | ValueFunction) -> tuple[dict[str, Any], Any, Any, Any]:
+    scale = model.target_scale if isinstance(model, ValueFunction) else None
+    return model.config, np.array(model.parameters), model.normalizer, scale
+
+
+def _rebuild(
+    cls: type[_Model],
+    config: Mapping[str, Any],
+    parameters: ArrayLike,
+    normalizer: tuple[ArrayLike, ArrayLike, float],
+    target_scale: tuple[float, float] | None,
+) -> _Model:
+    arguments = dict(config)
+    if "distribution" in arguments:
+        distribution = dict(arguments["distribution"])
+        arguments["distribution"] = _DISTRIBUTIONS[distribution.pop("name")](**distribution)
+    model = cls(**arguments)
+    model.parameters = parameters
+    model.set_normalizer(*normalizer)
+    if target_scale is not None and isinstance(model, ValueFunction):
+        model.target_scale = target_scale
+    return model

@@ -1,0 +1,138 @@
+"""Shared problems, and the bookkeeping of how exact the core turned out to be."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import oracle
+import pytest
+from natgrad import _core as core
+
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
+
+DISTRIBUTIONS = {
+    "categorical": (lambda: core.Categorical(4), oracle.Categorical(4)),
+    "gaussian": (lambda: core.DiagonalGaussian(3), oracle.DiagonalGaussian(3)),
+    "gaussian-state-std": (
+        lambda: core.DiagonalGaussian(3, state_dependent_std=True),
+        oracle.DiagonalGaussian(3, state_dependent_std=True),
+    ),
+    "multi-categorical": (
+        lambda: core.MultiCategorical((3, 2)),
+        oracle.MultiCategorical((3, 2)),
+    ),
+    "bernoulli": (lambda: core.Bernoulli(3), oracle.Bernoulli(3)),
+}
+ACTIVATIONS = tuple(oracle.ACTIVATIONS)
+DTYPES = ("float64", "float32")
+
+
+def relative_error(got, want) -> float:
+    """||got - want|| / ||want||, with 0 for two zeros."""
+    got, want = np.asarray(got, dtype=float), np.asarray(want, dtype=float)
+    assert got.shape == want.shape, f"shape {got.shape}, want {want.shape}"
+    assert np.all(np.isfinite(got)), "not finite"
+    scale = np.linalg.norm(want)
+    error = np.linalg.norm(got - want)
+    return float(error / scale) if scale > 0 else float(error)
+
+
+@dataclass
+class Problem:
+    """A policy of the core, the oracle's twin of it, and a batch; the twin sees rounded numbers."""
+
+    core: core.Policy
+    oracle: oracle.Policy
+    theta: np.ndarray  # what the policy holds, in float64
+    old_theta: np.ndarray
+    observations: np.ndarray
+    actions: np.ndarray
+    weights: np.ndarray
+    advantages: np.ndarray
+
+    @property
+    def batch(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            observations=self.observations,
+            actions=self.actions,
+            advantages=self.advantages,
+            log_probs=None,
+        )
+
+
+def make_problem(
+    distribution: str = "categorical",
+    *,
+    observation_size: int = 4,
+    hidden: tuple[int, ...] = (7, 5),
+    activation: str = "tanh",
+    dtype: str = "float64",
+    count: int = 50,
+    normalized: bool = False,
+    seed: int = 0,
+) -> Problem:
+    rng = np.random.default_rng(seed)
+    make, twin_distribution = DISTRIBUTIONS[distribution]
+    policy = core.Policy(
+        observation_size, make(), hidden=hidden, activation=activation, dtype=dtype, seed=seed
+    )
+    normalizer = None
+    if normalized:
+        mean = rng.normal(size=observation_size)
+        std = rng.uniform(0.5, 2.0, observation_size)
+        normalizer = (mean, std, 1.5)
+        policy.set_normalizer(*normalizer)
+    twin = oracle.Policy(observation_size, twin_distribution, hidden, activation, normalizer)
+
+    sizes = twin.network.sizes
+    pieces = []
+    for n, m in itertools.pairwise(sizes):
+        pieces += [rng.normal(size=m * n) / np.sqrt(n), 0.3 * rng.normal(size=m)]
+    pieces.append(rng.uniform(-0.7, 0.7, twin_distribution.own_parameters))
+    theta = np.concatenate(pieces).astype(dtype)
+    old = (theta + 0.5 * rng.normal(size=theta.size) / np.sqrt(sizes[-2])).astype(dtype)
+    observations = rng.normal(size=(count, observation_size)).astype(dtype)
+    actions = twin_distribution.random_actions(rng, count)
+    if actions.dtype.kind == "f":
+        actions = actions.astype(dtype)
+    policy.parameters = theta
+    return Problem(
+        policy,
+        twin,
+        theta.astype(float),
+        old.astype(float),
+        observations,
+        actions,
+        rng.uniform(0.0, 2.0, count).astype(dtype).astype(float),
+        rng.normal(size=count).astype(dtype).astype(float),
+    )
+
+
+_measured: dict[tuple[str, str], float] = defaultdict(float)
+
+
+class Exactness:
+    """Compares with the oracle at the tolerance that the issue states, and remembers the worst."""
+
+    def __call__(self, quantity: str, dtype: str, got, want) -> None:
+        error = relative_error(got, want)
+        _measured[dtype, quantity] = max(_measured[dtype, quantity], error)
+        assert error <= TOLERANCE[dtype], f"{quantity} in {dtype}: relative error {error:.2e}"
+
+
+@pytest.fixture
+def exact() -> Exactness:
+    return Exactness()
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not _measured or terminalreporter.verbosity < 1:
+        return
+    terminalreporter.section("largest relative error against the oracle")
+    for quantity in sorted({quantity for _, quantity in _measured}):
+        numbers = "".join(f"  {d} {_measured.get((d, quantity), 0):.1e}" for d in DTYPES)
+        terminalreporter.write_line(f"{quantity:<42}{numbers}")
