@@ -238,12 +238,12 @@ accept_ratio : float, 0 <= accept_ratio < 1
 
   py::class_<LineSearchSummary>(m, "LineSearchResult", "How a line search ended.")
       .def_readonly("status", &LineSearchSummary::status, "ACCEPTED or LINE_SEARCH_FAILED.")
-      .def_readonly("fraction", &LineSearchSummary::fraction, "Accepted, or the last one tried.")
+      .def_readonly("fraction", &LineSearchSummary::fraction, "Accepted; 0 if none was.")
       .def_property_readonly(
           "improvement", [](const LineSearchSummary& s) { return s.candidate.improvement; },
-          "What that fraction improves.")
+          "Of the accepted candidate, or the last one tried.")
       .def_property_readonly("kl", [](const LineSearchSummary& s) { return s.candidate.kl; },
-                             "Its divergence.")
+                             "The same candidate's divergence.")
       .def_readonly("evaluations", &LineSearchSummary::evaluations, "Candidates evaluated.")
       .def_property_readonly("message", [](const LineSearchSummary& s) { return message_of(s); },
                              "A sentence with the numbers.")
@@ -259,9 +259,14 @@ accept_ratio : float, 0 <= accept_ratio < 1
           number(expected_improvement, "expected_improvement", true, "a finite number");
           positive(max_kl, "max_kl");
           const auto call = [&](double fraction) {
-            const auto [improvement, kl] =
-                evaluate(fraction).cast<std::pair<double, double>>();
-            return Candidate{improvement, kl};
+            const py::object result = evaluate(fraction);
+            try {
+              const auto [improvement, kl] = result.cast<std::pair<double, double>>();
+              return Candidate{improvement, kl};
+            } catch (const py::cast_error&) {
+              throw py::type_error("evaluate: want it to return (improvement, kl), two numbers; got " +
+                                   py::repr(result).cast<std::string>());
+            }
           };
           return backtracking_line_search(call, expected_improvement, max_kl, options);
         },

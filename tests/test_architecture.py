@@ -36,9 +36,9 @@ CPP_TOWER = {
 # Low to high. A module may import anything that stands before it.
 PYTHON_FLOORS = [
     "_core",
-    "policy",
     "batch",
     "spaces",
+    "policy",
     "normalization",
     "environments",
     "rollout",
@@ -50,8 +50,8 @@ PYTHON_FLOORS = [
     "runs",
     "agent",
     "plot",
-    "cli",
     "__init__",
+    "cli",
     "__main__",
 ]
 

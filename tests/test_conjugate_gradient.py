@@ -109,8 +109,8 @@ def test_an_indefinite_matrix_is_reported_and_the_best_x_so_far_is_kept():
     r = core.conjugate_gradient(A, b, max_iterations=50)
     assert r.status == INDEFINITE
     assert np.all(np.isfinite(r.x))
-    assert np.linalg.norm(b - A @ r.x) <= np.linalg.norm(b)
-    assert np.isfinite(r.quadratic_form)
+    assert 0.5 * r.x @ A @ r.x - b @ r.x < 0  # what every step before the guard has lowered
+    assert np.isclose(r.quadratic_form, r.x @ A @ r.x)
     assert r.message
 
 
@@ -265,8 +265,8 @@ def test_a_fisher_is_solved_without_leaving_the_core(kind, dtype):
     F = core.Fisher(p.core, p.observations, kind=kind, actions=actions)
     g = p.core.score(p.observations, p.actions, p.advantages).astype(float)
     damping = 0.05
-    want, _, _ = oracle.conjugate_gradient(F.to_dense() + damping * np.eye(g.size), g, 10)
-    r = core.conjugate_gradient(F, g, damping=damping)
+    want, _, _ = oracle.conjugate_gradient(F.to_dense() + damping * np.eye(g.size), g, 4)
+    r = core.conjugate_gradient(F, g, damping=damping, max_iterations=4)
     tolerance = {"float64": 1e-9, "float32": 1e-4}[dtype]
     assert relative_error(r.x, want) < tolerance
     assert np.isclose(r.quadratic_form, r.x @ F.to_dense() @ r.x, rtol=10 * tolerance)
@@ -302,7 +302,7 @@ def test_rtol_is_relative_to_b_and_changes_the_work():
     A, b = random_spd(40, 1e4), right_hand_side(40)
     work = []
     for rtol in (1e-1, 1e-4, 1e-8):
-        for scale in (1.0, 1e6):
+        for scale in (1.0, 2.0**20):
             r = core.conjugate_gradient(A, scale * b, rtol=rtol, max_iterations=1000)
             assert r.status == CONVERGED
             assert np.linalg.norm(scale * b - A @ r.x) <= 1.01 * rtol * np.linalg.norm(scale * b)

@@ -47,9 +47,7 @@ def final(cls):
     """A class that looks like one of pybind11: not subclassable, signature in the docstring."""
 
     class Meta(type):
-        @property
-        def __flags__(cls):
-            return type.__flags__.__get__(cls) & ~check_stub.BASETYPE
+        __flags__ = 0
 
     return Meta(cls.__name__, (), {k: v for k, v in vars(cls).items() if k != "__dict__"})
 

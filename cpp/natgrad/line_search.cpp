@@ -6,21 +6,21 @@ LineSearchSummary backtracking_line_search(FunctionRef<Candidate(double fraction
                                            double expected_improvement, double max_kl,
                                            const LineSearchOptions& options) {
   LineSearchSummary summary;
-  summary.fraction = 1;
-  for (; summary.evaluations < options.max_backtracks; summary.fraction *= options.shrink) {
-    summary.candidate = evaluate(summary.fraction);
+  for (double fraction = 1; summary.evaluations < options.max_backtracks;
+       fraction *= options.shrink) {
+    summary.candidate = evaluate(fraction);
     ++summary.evaluations;
     if (!summary.candidate.finite()) {
       ++summary.non_finite;
       continue;
     }
-    const double wanted = options.accept_ratio * summary.fraction * expected_improvement;
+    const double wanted = options.accept_ratio * fraction * expected_improvement;
     if (summary.candidate.kl <= max_kl && summary.candidate.improvement > wanted) {
       summary.status = LineSearchStatus::ACCEPTED;
+      summary.fraction = fraction;
       return summary;
     }
   }
-  summary.fraction /= options.shrink;
   return summary;
 }
 

@@ -32,8 +32,8 @@ struct Candidate {
 
 struct LineSearchSummary {
   LineSearchStatus status = LineSearchStatus::LINE_SEARCH_FAILED;
-  double fraction = 0;       // accepted, or the last one tried
-  Candidate candidate;       // what it gave
+  double fraction = 0;       // accepted; 0 if none was
+  Candidate candidate;       // the accepted one, or the last one tried
   int evaluations = 0;
   int non_finite = 0;        // candidates that could not be evaluated
 };

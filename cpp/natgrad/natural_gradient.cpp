@@ -40,6 +40,13 @@ void move(const T* theta, double fraction, const double* step, Index n, T* candi
 template <class T>
 bool begin(const Policy<T>& policy, const Batch<T>& batch, bool normalize_advantages,
            Surrogate<T>* surrogate, double* gradient, Stopwatch* watch, UpdateReport* report) {
+  const Index n = policy.parameter_count();
+  const T* theta = policy.parameters();
+  if (!std::all_of(theta, theta + n, [](T value) { return std::isfinite(value); })) {
+    report->status = UpdateStatus::NON_FINITE;
+    report->message = format("a parameter of the policy is %s", "not finite");
+    return false;
+  }
   surrogate->attach(policy, batch, normalize_advantages);
   report->timings.forward = watch->lap();
   report->surrogate = surrogate->value();
@@ -57,7 +64,6 @@ bool begin(const Policy<T>& policy, const Batch<T>& batch, bool normalize_advant
   }
   surrogate->gradient(gradient);
   report->timings.gradient = watch->lap();
-  const Index n = policy.parameter_count();
   report->gradient_norm = std::sqrt(dot(gradient, gradient, n));
   if (!std::isfinite(report->gradient_norm)) {
     report->status = UpdateStatus::NON_FINITE;
@@ -119,7 +125,7 @@ UpdateReport TrustRegionUpdate<T>::operator()(Policy<T>& policy, const Batch<T>&
   // d = sqrt(2 delta / x'Fx) x                                                            (eq. 16)
   const double squared_length =
       report.cg.quadratic_form + (options_.damped_step ? options_.damping * dot(x, x, n) : 0);
-  const double scale = std::sqrt(2 * options_.max_kl / squared_length);
+  const double scale = std::sqrt(options_.max_kl) * std::sqrt(2 / squared_length);
   if (!(squared_length > 0) || !std::isfinite(scale)) {
     report.status = UpdateStatus::NOT_POSITIVE_DEFINITE;
     report.message = format("x'Fx = %g after %d products, p'(F + damping I)p = %g", squared_length,
@@ -156,10 +162,10 @@ UpdateReport TrustRegionUpdate<T>::operator()(Policy<T>& policy, const Batch<T>&
     report.backtracks = search.evaluations;
     const bool non_finite = search.non_finite == search.evaluations;
     report.status = non_finite ? UpdateStatus::NON_FINITE : UpdateStatus::LINE_SEARCH_FAILED;
-    report.message = format("none of %d candidates was acceptable, %d not finite; the last, at %.3g "
-                            "of the step, had kl %.3g (bound %.3g) and improvement %.3g",
-                            search.evaluations, search.non_finite, search.fraction, report.kl,
-                            options_.max_kl, report.improvement);
+    report.message = format("none of %d candidates was acceptable, %d not finite; the last had kl %.3g "
+                            "(bound %.3g) and improvement %.3g",
+                            search.evaluations, search.non_finite, report.kl, options_.max_kl,
+                            report.improvement);
   }
   return finish();
 }

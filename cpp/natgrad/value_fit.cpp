@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 
 namespace natgrad {
 namespace {
@@ -57,7 +58,10 @@ class Transaction {
   }
 
   FitReport& close(FitReport* report) {
-    report->accepted = std::isfinite(report->loss) && report->loss <= report->loss_before;
+    const T* theta = value_function_.parameters();
+    const bool finite = std::isfinite(report->loss) &&
+                        std::all_of(theta, theta + saved_.size(), [](T x) { return std::isfinite(x); });
+    report->accepted = finite && report->loss <= report->loss_before;
     if (!report->accepted) {
       std::copy_n(saved_.data(), saved_.size(), value_function_.parameters());
       value_function_.restore_target_scale(mean_, std_);
@@ -82,8 +86,10 @@ class Transaction {
                  kScaleRate * (target.variance + (1 - kScaleRate) * apart * apart);
     }
     const double std = std::sqrt(variance);
-    // Constant targets have no scale of their own; keep the units they came in.
-    if (std > 1e-8 * std::max(1.0, std::abs(mean))) value_function_.set_target_scale(mean, std);
+    // Constant targets have no scale of their own, and values must be numbers of type T.
+    const bool has_scale = std > 1e-8 * std::max(1.0, std::abs(mean));
+    const bool representable = std::abs(mean) + 1e3 * std < std::numeric_limits<T>::max();
+    if (has_scale && representable) value_function_.set_target_scale(mean, std);
   }
 
   ValueFunction<T>& value_function_;

@@ -9,7 +9,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar, Self
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from natgrad import _core, checkpoint, runs
 from natgrad.batch import Batch
-from natgrad.callbacks import CallbackLike, Callbacks
+from natgrad.callbacks import CallbackLike, Callbacks, LogTable, ProgressBar
 from natgrad.checkpoint import CheckpointError
 from natgrad.config import AgentConfig, NPGConfig, REINFORCEConfig, TRPOConfig
 from natgrad.environments import EnvironmentLike, Environments, Purpose, derive_seed
-from natgrad.logger import Scalar, TableSink
+from natgrad.logger import Scalar
 from natgrad.normalization import RunningMoments
 from natgrad.policy import Policy, ValueFunction
 from natgrad.rollout import Episode, Rollout, RolloutInterrupted, collect
@@ -72,7 +72,8 @@ class Agent(ABC):
         num_timesteps: environment steps so far.
         num_updates: updates so far.
         num_episodes: finished training episodes.
-        recent_episodes: the last 100 of them.
+        last_episodes: those that finished in the last update.
+        recent_episodes: the last 100.
         training_seconds: wall time spent in updates, including rollouts.
 
     Raises:
@@ -146,7 +147,9 @@ class Agent(ABC):
         self.num_timesteps = 0
         self.num_updates = 0
         self.num_episodes = 0
+        self.last_episodes: list[Episode] = []
         self.recent_episodes: deque[Episode] = deque(maxlen=100)
+        self._run: Path | None = None  # folder of the run that this agent belongs to
         self._failures = 0  # consecutive updates that failed numerically
         self.training_seconds = 0.0
 
@@ -216,46 +219,39 @@ class Agent(ABC):
             )
         goal = self.num_timesteps + int(total_timesteps)
         hooks = Callbacks(callback)
+        if progress_bar:
+            hooks.append(ProgressBar(goal))
+        if log:
+            hooks.append(LogTable())
         run: runs.RunFolder | None = None
         if run_dir is not None:
             run = runs.RunFolder(
                 run_dir,
                 {**self._identity(), "total_timesteps": goal},
-                num_updates=self.num_updates,
+                continues=self._run == Path(run_dir).resolve(),
                 num_timesteps=self.num_timesteps,
                 num_episodes=self.num_episodes,
                 checkpoint_every=checkpoint_every,
             )
-        table = TableSink() if log else None
-        with ExitStack() as stack:
-            signals = stack.enter_context(_Signals())
-            bar = _progress_bar(progress_bar, self.num_timesteps, goal)
-            stack.callback(bar.close)
-            if run is not None:
-                stack.callback(run.close)
-                stack.callback(run.checkpoints.on_training_end, self)
-            stack.callback(hooks.on_training_end, self)
-            hooks.on_training_start(self)
-            go_on = True
-            while go_on and self.num_timesteps < goal and signals.received is None:
-                try:
-                    values, episodes = self._iterate(lambda: signals.received is not None)
-                except RolloutInterrupted:
-                    break
-                go_on = hooks.on_update_end(self, values)
-                if table is not None:
-                    table.write(values, self.num_timesteps)
-                if run is not None:
-                    run.write(values, self.num_timesteps, episodes)
-                    run.checkpoints.on_update_end(self, values)
-                bar.set_postfix_str(f"return {values.get('rollout/ep_rew_mean', float('nan')):.5g}")
-                bar.update(self.num_timesteps - bar.n)
-                if self._failures >= _FAILURES_BEFORE_STALL:
-                    raise TrainingStalled(
-                        f"{self._failures} updates in a row failed, the last one with "
-                        f"{values['train/status']}: {values['train/message']}. Rewards of a "
-                        "sensible scale, a larger damping or dtype='float64' may help."
-                    )
+            hooks.append(run)
+            self._run = run.path.resolve()
+        with _Signals() as signals:
+            try:
+                hooks.on_training_start(self)
+                go_on = True
+                while go_on and self.num_timesteps < goal and signals.received is None:
+                    values = self._iterate(lambda: signals.received is not None)
+                    go_on = hooks.on_update_end(self, values)
+                    if self._failures >= _FAILURES_BEFORE_STALL:
+                        raise TrainingStalled(
+                            f"{self._failures} updates in a row failed, the last one with "
+                            f"{values['train/status']}: {values['train/message']}. Rewards of a "
+                            "sensible scale, a larger damping or dtype='float64' may help."
+                        )
+            except RolloutInterrupted:
+                pass  # signals.received tells why
+            finally:
+                hooks.on_training_end(self)
         if signals.received is not None:
             where = "no run_dir was given, so nothing was saved"
             if run is not None:
@@ -296,7 +292,7 @@ class Agent(ABC):
 
     # One update ----------------------------------------------------------------------------------
 
-    def _iterate(self, interrupted: Callable[[], bool]) -> tuple[dict[str, Scalar], list[Episode]]:
+    def _iterate(self, interrupted: Callable[[], bool]) -> dict[str, Scalar]:
         """Collects and learns; on any exception the agent is as it was before."""
         before = self._progress(), self._arrays()
         try:
@@ -305,9 +301,7 @@ class Agent(ABC):
             self._restore(*before)
             raise
 
-    def _collect_and_learn(
-        self, interrupted: Callable[[], bool]
-    ) -> tuple[dict[str, Scalar], list[Episode]]:
+    def _collect_and_learn(self, interrupted: Callable[[], bool]) -> dict[str, Scalar]:
         config, clock = self.config, [time.perf_counter()]
         steps = -(-config.batch_size // self._environments.num_envs)
         rollout = collect(self.policy, self._environments, steps, self._rng, interrupted)
@@ -332,10 +326,11 @@ class Agent(ABC):
         self.num_timesteps += len(observations)
         self.num_updates += 1
         self.num_episodes += len(rollout.episodes)
+        self.last_episodes = rollout.episodes
         self.recent_episodes.extend(rollout.episodes)
         self._failures = self._failures + 1 if report.status in _NUMERICAL_FAILURES else 0
         self.training_seconds += time.perf_counter() - clock[0]
-        return self._log(report, fit, clock), rollout.episodes
+        return self._log(report, fit, clock)
 
     def _advantages(self, rollout: Rollout) -> tuple[NDArray[Any], NDArray[Any]]:
         """Advantages and returns, (T, n) each."""
@@ -431,7 +426,9 @@ class Agent(ABC):
             return cls._load_file(path, env)
         for candidate in reversed(runs.checkpoints(path)):
             try:
-                return cls._load_file(candidate, env)
+                agent = cls._load_file(candidate, env)
+                agent._run = path.resolve()
+                return agent
             except CheckpointError as error:
                 warnings.warn(f"{error}; trying the one before", stacklevel=2)
         raise CheckpointError(f"{str(path)!r} has no sound checkpoint in its folder checkpoints/")
@@ -666,15 +663,6 @@ class _Signals(AbstractContextManager["_Signals"]):
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-
-
-def _progress_bar(enabled: bool, start: int, goal: int) -> Any:
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    return tqdm(
-        total=goal, initial=start, disable=not enabled, unit="step", unit_scale=True,
-        dynamic_ncols=True,
-    )  # fmt: skip
 
 
 def _unfit(path: Path, reason: str) -> CheckpointError:

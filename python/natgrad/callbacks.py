@@ -1,16 +1,28 @@
-"""Hooks into training: stop, evaluate, save."""
+"""Hooks into training: show, stop, evaluate, save."""
 
 import os
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
+
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from natgrad.checkpoint import CheckpointError
 from natgrad.evaluation import Evaluation, Predictor, evaluate
 from natgrad.logger import Scalar
 
-__all__ = ["Callback", "CallbackLike", "CheckpointCallback", "EvalCallback", "StopOnReturn"]
+__all__ = [
+    "Callback",
+    "CallbackLike",
+    "Callbacks",
+    "CheckpointCallback",
+    "EvalCallback",
+    "LogTable",
+    "ProgressBar",
+    "StopOnReturn",
+]
 
 
 class Learner(Predictor, Protocol):
@@ -62,6 +74,10 @@ class Callbacks(Callback):
             callback = [callback]
         self._callbacks = [c if isinstance(c, Callback) else _Function(c) for c in callback]
 
+    def append(self, callback: Callback) -> None:
+        """Adds one, to be called after the others."""
+        self._callbacks.append(callback)
+
     def on_training_start(self, agent: Any) -> None:
         """Calls all."""
         for callback in self._callbacks:
@@ -73,9 +89,10 @@ class Callbacks(Callback):
         return not any(answer is False for answer in answers)
 
     def on_training_end(self, agent: Any) -> None:
-        """Calls all."""
-        for callback in self._callbacks:
-            callback.on_training_end(agent)
+        """Calls all, even after one has failed, in reverse order."""
+        with ExitStack() as stack:
+            for callback in self._callbacks:
+                stack.callback(callback.on_training_end, agent)
 
 
 class _Function(Callback):
@@ -88,6 +105,56 @@ class _Function(Callback):
 
     def on_update_end(self, agent: Any, log: dict[str, Scalar]) -> bool | None:
         return self._function(agent, log)
+
+
+class LogTable(Callback):
+    """Prints the numbers of every update, grouped by the part of the key before the slash."""
+
+    def on_update_end(self, agent: Any, log: dict[str, Scalar]) -> None:
+        """Prints a table."""
+        rows: list[tuple[str, str]] = []
+        group = None
+        for key, value in sorted(log.items()):
+            if (prefix := key.rpartition("/")[0]) != group:
+                group = prefix
+                rows.append((f"{group}/", ""))
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            rows.append((f"   {key.rpartition('/')[2]}", text))
+        left, right = (max(len(row[k]) for row in rows) for k in (0, 1))
+        rule = "-" * (left + right + 7)
+        lines = [f"| {name:<{left}} | {value:>{right}} |" for name, value in rows]
+        print("\n".join([rule, *lines, rule]), flush=True)
+
+
+class ProgressBar(Callback):
+    """Shows steps, steps per second and mean return on stderr.
+
+    Args:
+        goal: environment steps at which the bar is full.
+    """
+
+    def __init__(self, goal: int) -> None:
+        self._goal = goal
+
+    def on_training_start(self, agent: Learner) -> None:
+        """Shows the bar."""
+        self._bar = tqdm(
+            total=self._goal,
+            initial=agent.num_timesteps,
+            unit="step",
+            unit_scale=True,
+            dynamic_ncols=True,
+        )
+
+    def on_update_end(self, agent: Learner, log: dict[str, Scalar]) -> None:
+        """Moves the bar on."""
+        if "rollout/ep_rew_mean" in log:
+            self._bar.set_postfix_str(f"return {log['rollout/ep_rew_mean']:.5g}", refresh=False)
+        self._bar.update(agent.num_timesteps - self._bar.n)
+
+    def on_training_end(self, agent: Learner) -> None:
+        """Leaves the bar as it is."""
+        self._bar.close()
 
 
 class EvalCallback(Callback):
@@ -194,8 +261,9 @@ class CheckpointCallback(Callback):
         return self.folder / f"checkpoint-{agent.num_updates:09d}.npz"
 
     def on_training_start(self, agent: Learner) -> None:
-        """Makes the folder."""
+        """Makes the folder and saves, which shows now rather than later if that is impossible."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._save(agent)
 
     def on_update_end(self, agent: Learner, log: dict[str, Scalar]) -> None:
         """Saves if it is time to."""
@@ -206,7 +274,7 @@ class CheckpointCallback(Callback):
                 warnings.warn(f"{error}; training goes on", stacklevel=2)
 
     def on_training_end(self, agent: Learner) -> None:
-        """Saves the last state, unless it has been saved."""
+        """Saves the last state."""
         self._save(agent)
 
     def _save(self, agent: Learner) -> None:

@@ -101,8 +101,8 @@ def _train(arguments: argparse.Namespace) -> int:
                 run_dir=folder,
                 checkpoint_every=arguments.checkpoint_every,
             )
-        except (KeyboardInterrupt, RuntimeError):
-            print(f"to go on: natgrad train --resume {folder}", file=sys.stderr)
+        except (KeyboardInterrupt, RuntimeError) as error:
+            error.args = (f"{error}; to go on: natgrad train --resume {folder}",)
             raise
     seconds = agent.training_seconds - seconds
     steps = agent.num_timesteps - before

@@ -1,14 +1,10 @@
-"""Where the numbers of a run go: a table, progress.csv, TensorBoard, monitor.csv.
-
-The key names are those of stable-baselines3, so that its users and tools find what they know.
-"""
+"""The files that the numbers of a run go to: progress.csv, TensorBoard events, monitor.csv."""
 
 import csv
 import importlib
 import io
 import json
 import math
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +12,7 @@ from typing import IO, Any, Protocol
 
 from natgrad.rollout import Episode
 
-__all__ = ["CsvSink", "Monitor", "Scalar", "Sink", "TableSink", "TensorBoardSink", "rewrite"]
+__all__ = ["CsvSink", "Monitor", "Scalar", "Sink", "TensorBoardSink", "rewrite"]
 
 Scalar = float | int | str
 
@@ -29,30 +25,6 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Writes what is left."""
-
-
-class TableSink:
-    """Prints a table per update, grouped by the part of the key before the slash."""
-
-    def __init__(self, file: IO[str] | None = None) -> None:
-        self._file = file
-
-    def write(self, values: Mapping[str, Scalar], step: int) -> None:
-        """Prints the table."""
-        rows: list[tuple[str, str]] = []
-        for key, value in sorted(values.items()):
-            group, _, name = key.partition("/")
-            if (title := f"{group}/") not in (row[0] for row in rows):
-                rows.append((title, ""))
-            rows.append((f"   {name}", value if isinstance(value, str) else f"{value:.4g}"
-                         if isinstance(value, float) else str(value)))  # fmt: skip
-        left, right = (max(len(row[k]) for row in rows) for k in (0, 1))
-        rule = "-" * (left + right + 7)
-        lines = [f"| {name:<{left}} | {value:>{right}} |" for name, value in rows]
-        print("\n".join([rule, *lines, rule]), file=self._file or sys.stdout, flush=True)
-
-    def close(self) -> None:
-        """Does nothing."""
 
 
 class CsvSink:

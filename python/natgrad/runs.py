@@ -4,14 +4,13 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from natgrad.callbacks import CheckpointCallback
+from natgrad.callbacks import Callback, CheckpointCallback
 from natgrad.logger import CsvSink, Monitor, Scalar, Sink, TensorBoardSink, rewrite
-from natgrad.rollout import Episode
 
 __all__ = ["RunFolder", "checkpoints", "fresh_folder", "read_config"]
 
@@ -56,16 +55,16 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-class RunFolder:
+class RunFolder(Callback):
     """Records the training of one agent in a folder.
 
-    A folder that holds a run already is continued, if the agent is that run's: rows of updates
-    after its checkpoint are dropped, because they are about to be made again.
+    A run is continued by an agent that comes from it: rows of updates after its checkpoint are
+    dropped, because they are about to be made again.
 
     Args:
         path: is made if it does not exist.
         identity: what goes into config.json, see `read_config`.
-        num_updates: updates that the agent has made already.
+        continues: whether the agent comes from this folder.
         num_timesteps: its environment steps so far.
         num_episodes: episodes that it has finished.
         checkpoint_every: updates between checkpoints.
@@ -79,27 +78,22 @@ class RunFolder:
         path: str | os.PathLike[str],
         identity: Mapping[str, Any],
         *,
-        num_updates: int,
+        continues: bool,
         num_timesteps: int,
         num_episodes: int,
         checkpoint_every: int,
     ) -> None:
         self.path = Path(path)
         config = self.path / "config.json"
-        if config.exists():
-            stored = read_config(self.path)
-            if num_updates == 0 or any(
-                stored[key] != identity[key] for key in ("algorithm", "env_id", "config")
-            ):
-                raise ValueError(
-                    f"run_dir {str(path)!r} holds another run; wanted a new folder, or an agent "
-                    "loaded from this one"
-                )
+        if config.exists() and not continues:
+            raise ValueError(
+                f"run_dir {str(path)!r} holds another run; wanted a new folder, or an agent loaded "
+                "from this one"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             rewrite(config, json.dumps(dict(identity), indent=2) + "\n")
             self.checkpoints = CheckpointCallback(self.path / "checkpoints", checkpoint_every)
-            self.checkpoints.folder.mkdir(exist_ok=True)
             self._monitor = Monitor(self.path / "monitor.csv", identity["env_id"], num_episodes)
             self._sinks: list[Sink] = [
                 CsvSink(self.path / "progress.csv", "time/total_timesteps", num_timesteps)
@@ -109,14 +103,22 @@ class RunFolder:
         except OSError as error:
             raise ValueError(f"run_dir {str(path)!r} cannot be written: {error}") from error
 
-    def write(self, values: Mapping[str, Scalar], step: int, episodes: Sequence[Episode]) -> None:
-        """Records one update."""
-        self._monitor.write(episodes)
-        for sink in self._sinks:
-            sink.write(values, step)
+    def on_training_start(self, agent: Any) -> None:
+        """Writes the first checkpoint, from which even a run that dies at once can be resumed."""
+        self.checkpoints.on_training_start(agent)
 
-    def close(self) -> None:
-        """Closes all files."""
-        self._monitor.close()
+    def on_update_end(self, agent: Any, log: dict[str, Scalar]) -> None:
+        """Records one update, and only then the checkpoint that counts on it."""
+        self._monitor.write(agent.last_episodes)
         for sink in self._sinks:
-            sink.close()
+            sink.write(log, agent.num_timesteps)
+        self.checkpoints.on_update_end(agent, log)
+
+    def on_training_end(self, agent: Any) -> None:
+        """Writes the last checkpoint and closes all files."""
+        try:
+            self.checkpoints.on_training_end(agent)
+        finally:
+            self._monitor.close()
+            for sink in self._sinks:
+                sink.close()
