@@ -185,4 +185,21 @@ inline int at_least(int value, int least, const std::string& name) {
   return value;
 }
 
+// A whole number of `bits` bits, from anything with __index__.
+inline std::uint64_t unsigned_integer(py::handle given, const std::string& name, int bits) {
+  const std::string wanted = "an integer from 0 to 2**" + std::to_string(bits) + " - 1";
+  const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(given.ptr()));
+  if (!index) {
+    PyErr_Clear();
+    throw py::type_error(name + ": want " + wanted + ", got " + py::repr(given).cast<std::string>());
+  }
+  const std::uint64_t value = PyLong_AsUnsignedLongLong(index.ptr());
+  const bool failed = PyErr_Occurred() != nullptr;
+  PyErr_Clear();
+  if (failed || (bits < 64 && value >> bits != 0)) {
+    wrong_value(name, "want " + wanted + ", got " + py::repr(index).cast<std::string>());
+  }
+  return value;
+}
+
 }  // namespace natgrad::bindings

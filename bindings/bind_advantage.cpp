@@ -73,7 +73,7 @@ rewards, values, next_values : (T,) or (T, n)
 terminated, truncated : bool, same shape
 gamma, gae_lambda : float from 0 to 1
 valid : bool, same shape, optional
-    False for rows that are no steps (the reset of a next-step autoreset): they get 0.
+    False for rows that are no steps (the reset of a next-step autoreset): their advantage is 0.
 
 Returns
 -------

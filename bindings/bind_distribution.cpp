@@ -190,7 +190,7 @@ not finite, and TypeError for a dtype that is not numeric.)")
            },
            py::arg("outputs"), "(N, K, K) square roots Q of the Fisher information: M = Q Q'.");
 
-  py::class_<PyCategorical, PyDistribution>(m, "Categorical",
+  py::class_<PyCategorical, PyDistribution>(m, "Categorical", py::is_final(),
                                             R"(One of n categories; K = n logits. Actions are (N,) int64.
 
 Raises ValueError unless n >= 1.)")
@@ -203,7 +203,7 @@ Raises ValueError unless n >= 1.)")
       });
 
   py::class_<PyDiagonalGaussian, PyDistribution>(
-      m, "DiagonalGaussian",
+      m, "DiagonalGaussian", py::is_final(),
       R"(n independent normal variables; K = 2 n: means, then log standard deviations.
 
 Actions are (N, n). With state_dependent_std=False (default) the log standard deviations are n
@@ -227,7 +227,7 @@ Raises ValueError unless n >= 1.)")
       });
 
   py::class_<PyMultiCategorical, PyDistribution>(
-      m, "MultiCategorical",
+      m, "MultiCategorical", py::is_final(),
       R"(Several independent categorical variables; K = sum(sizes) logits, one after the other.
 
 Actions are (N, len(sizes)) int64. Raises ValueError for no sizes, or a size < 1.)")
@@ -250,7 +250,7 @@ Actions are (N, len(sizes)) int64. Raises ValueError for no sizes, or a size < 1
                ")";
       });
 
-  py::class_<PyBernoulli, PyDistribution>(m, "Bernoulli",
+  py::class_<PyBernoulli, PyDistribution>(m, "Bernoulli", py::is_final(),
                                           R"(n independent binary variables; K = n logits. Actions are (N, n) int64, 0 or 1.
 
 Raises ValueError unless n >= 1.)")

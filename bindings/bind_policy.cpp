@@ -38,7 +38,7 @@ Matrix<T> mutable_rows(py::array_t<T>& a) {
 }  // namespace
 
 void bind_policy(py::module_& m) {
-  py::class_<ParameterBlock>(m, "ParameterBlock", "One tensor within a flat parameter vector.")
+  py::class_<ParameterBlock>(m, "ParameterBlock", py::is_final(), "One tensor within a flat parameter vector.")
       .def_readonly("name", &ParameterBlock::name, "As in torch: '0.weight', '0.bias', 'log_std'.")
       .def_readonly("shape", &ParameterBlock::shape, "Its shape, row-major.")
       .def_readonly("offset", &ParameterBlock::offset, "Index of its first value.")
@@ -79,10 +79,11 @@ Observations may have any real dtype; they are converted to that of the policy. 
 do not fit and values that are not finite raise ValueError, dtypes that are not numeric TypeError.)");
   cls.def(py::init([](Index observation_size, const PyDistribution& distribution,
                       const std::vector<Index>& hidden, const std::string& activation,
-                      py::handle dtype, std::uint64_t seed, double log_std_init,
+                      py::handle dtype, py::handle given_seed, double log_std_init,
                       const std::string& init, double output_scale, Index fourier_features,
                       double fourier_bandwidth) {
             using namespace py::literals;
+            const std::uint64_t seed = unsigned_integer(given_seed, "seed", 64);
             const NetworkSpec spec = network_spec(observation_size, hidden, activation, seed,
                                                   fourier_features, fourier_bandwidth);
             const Initialization kind = initialization_named(init);

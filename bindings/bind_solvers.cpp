@@ -166,7 +166,7 @@ void bind_solvers(py::module_& m) {
       .value("LINE_SEARCH_FAILED", LineSearchStatus::LINE_SEARCH_FAILED, "None of those tried does.")
       .finalize();
 
-  py::class_<CgResult>(m, "CgResult", "The solution of a linear system, and how it was reached.")
+  py::class_<CgResult>(m, "CgResult", py::is_final(), "The solution of a linear system, and how it was reached.")
       .def_property_readonly("x", [](const CgResult& r) { return r.x; }, "(n,) float64.")
       .def_property_readonly("status", [](const CgResult& r) { return r.summary.status; },
                              "Why it stopped.")
@@ -214,7 +214,7 @@ CgResult
     Numerical trouble is a status, never an exception. Raises ValueError or TypeError for bad arrays or
     options, and lets through what A or the preconditioner raise.)");
 
-  py::class_<LineSearchOptions>(m, "LineSearch", R"(Settings of the backtracking line search.
+  py::class_<LineSearchOptions>(m, "LineSearch", py::is_final(), R"(Settings of the backtracking line search.
 
 Parameters
 ----------
@@ -236,7 +236,7 @@ accept_ratio : float, 0 <= accept_ratio < 1
                py::str(py::float_(o.accept_ratio)).cast<std::string>() + ")";
       });
 
-  py::class_<LineSearchSummary>(m, "LineSearchResult", "How a line search ended.")
+  py::class_<LineSearchSummary>(m, "LineSearchResult", py::is_final(), "How a line search ended.")
       .def_readonly("status", &LineSearchSummary::status, "ACCEPTED or LINE_SEARCH_FAILED.")
       .def_readonly("fraction", &LineSearchSummary::fraction, "Accepted; 0 if none was.")
       .def_property_readonly(

@@ -101,7 +101,7 @@ void bind_update(py::module_& m) {
              "x'Fx <= 0, so the step has no length; unchanged.")
       .finalize();
 
-  py::class_<CgSummary>(m, "CgReport", "The linear solve of an update.")
+  py::class_<CgSummary>(m, "CgReport", py::is_final(), "The linear solve of an update.")
       .def_readonly("status", &CgSummary::status, "Why it stopped.")
       .def_readonly("iterations", &CgSummary::iterations, "Fisher products.")
       .def_readonly("residual_norm", &CgSummary::residual_norm, "||g - (F + damping I) x||.")
@@ -109,7 +109,7 @@ void bind_update(py::module_& m) {
                              "The same divided by ||g||.")
       .def_readonly("quadratic_form", &CgSummary::quadratic_form, "x'Fx, without damping.");
 
-  py::class_<UpdateReport>(m, "UpdateReport", "What an update did. Parameters changed only if accepted.")
+  py::class_<UpdateReport>(m, "UpdateReport", py::is_final(), "What an update did. Parameters changed only if accepted.")
       .def_readonly("status", &UpdateReport::status, "How it ended.")
       .def_property_readonly(
           "message", [](const UpdateReport& r) { return std::string(r.message.data()); },

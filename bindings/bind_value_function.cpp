@@ -33,10 +33,11 @@ The arguments are those of Policy. `target_scale` = (mean, std) gives the units 
 in; fits move it with their targets and change the last layer with it, so that V stays what it was
 (van Hasselt et al. 2016, Pop-Art).)");
   cls.def(py::init([](Index observation_size, const std::vector<Index>& hidden,
-                      const std::string& activation, py::handle dtype, std::uint64_t seed,
+                      const std::string& activation, py::handle dtype, py::handle given_seed,
                       const std::string& init, double output_scale, Index fourier_features,
                       double fourier_bandwidth) {
             using namespace py::literals;
+            const std::uint64_t seed = unsigned_integer(given_seed, "seed", 64);
             const NetworkSpec spec = network_spec(observation_size, hidden, activation, seed,
                                                   fourier_features, fourier_bandwidth);
             const Initialization kind = initialization_named(init);
@@ -68,10 +69,12 @@ in; fits move it with their targets and change the last layer with it, so that V
              return std::make_pair(model.target_mean(), model.target_std());
            });
          },
-         [](PyValueFunction& self, std::pair<double, double> scale) {
-           number(scale.first, "target_scale[0]", true, "a finite number");
-           positive(scale.second, "target_scale[1]");
-           visit(self, [&](auto& model) { model.restore_target_scale(scale.first, scale.second); });
+         [](PyValueFunction& self, py::handle given) {
+           const auto scale = vector_of<double>(given, "target_scale", 2);
+           positive(scale.data()[1], "target_scale[1]");
+           visit(self, [&](auto& model) {
+             model.restore_target_scale(scale.data()[0], scale.data()[1]);
+           });
          },
          "(mean, std) of V = mean + std * network. Assigning changes V, not the parameters.")
       .def("predict",
@@ -91,7 +94,7 @@ in; fits move it with their targets and change the last layer with it, so that V
            },
            py::arg("observations"), "(N,) values, in the units of the rewards.");
 
-  py::class_<FitReport>(m, "FitReport", "What a fit of a value function did.")
+  py::class_<FitReport>(m, "FitReport", py::is_final(), "What a fit of a value function did.")
       .def_readonly("accepted", &FitReport::accepted,
                     "False: the loss would not have fallen; everything is as it was.")
       .def_readonly("loss_before", &FitReport::loss_before,
@@ -160,13 +163,13 @@ seed : int
 
 Call it as fit(value_function, observations, targets): (N, observation_size), (N,) -> FitReport.
 Transactional. Raises ValueError or TypeError for bad arrays.)")
-      .def(py::init([](int epochs, Index minibatch_size, double learning_rate, std::uint64_t seed) {
+      .def(py::init([](int epochs, Index minibatch_size, double learning_rate, py::handle seed) {
              AdamFitOptions options;
              options.epochs = at_least(epochs, 1, "epochs");
              options.minibatch_size =
                  at_least(static_cast<int>(minibatch_size), 1, "minibatch_size");
              options.learning_rate = positive(learning_rate, "learning_rate");
-             options.seed = seed;
+             options.seed = unsigned_integer(seed, "seed", 64);
              return std::make_unique<PyAdamFit>(options);
            }),
            py::arg("epochs") = AdamFitOptions{}.epochs,

@@ -129,7 +129,7 @@ BAD_ACTIONS = {
         "floats": (lambda a: a.astype(float), TypeError),
         "strings": (lambda a: a.astype(str), TypeError),
         "two axes": (lambda a: np.stack([a, a], axis=1), ValueError),
-        "none": (lambda a: None, TypeError),
+        "none": (lambda a: None, (TypeError, ValueError)),
     },
     "multi-categorical": {
         "first part out of range": (lambda a: a + np.array([3, 0]), ValueError),
@@ -627,13 +627,17 @@ def test_gae_refuses_an_empty_rollout():
         core.gae(*[np.zeros((0, 2))] * 3, *[np.zeros((0, 2), dtype=bool)] * 2)
 
 
-def test_seeds_streams_counters_and_counts_must_not_be_negative():
-    for make in (lambda: core.Rng(-1), lambda: core.Rng(0, -1), lambda: core.Rng(1.5)):
-        with pytest.raises((ValueError, TypeError)):
-            make()
+def test_seeds_streams_counters_and_counts_outside_their_range_are_refused_by_name():
+    for bad in (-1, 2**64, 1.5, "1", None):
+        with pytest.raises((ValueError, TypeError), match="seed"):
+            core.Rng(bad)
+    for bad in (-1, 2**32, 1.5, "1", None):
+        with pytest.raises((ValueError, TypeError), match="stream"):
+            core.Rng(0, bad)
     rng = core.Rng(0)
-    with pytest.raises((ValueError, TypeError)):
-        rng.counter = -1
+    for bad in (-1, 2**64, 1.5, "1", None):
+        with pytest.raises((ValueError, TypeError), match="counter"):
+            rng.counter = bad
     assert rng.counter == 0
     for draw in (rng.uniform, rng.normal):
         with pytest.raises((ValueError, TypeError), match=r"\bn\b"):

@@ -125,6 +125,61 @@ def test_another_process_computes_the_same_bits():
     assert len(digests) == 1
 
 
+def levels():
+    """The instruction set levels that this machine has."""
+    program = "from natgrad import _core as c; print(c.show_config()['isa'])"
+    found = []
+    for name in ("baseline", "v3", "v4"):
+        run = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "NATGRAD_ISA": name},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if run.returncode == 0:
+            assert run.stdout.strip() == name
+            found.append(name)
+        else:
+            assert "NATGRAD_ISA" in run.stderr
+    return found
+
+
+def test_every_instruction_set_level_agrees_with_the_oracle_and_with_any_number_of_threads():
+    """A short form of the whole suite, which also passes under NATGRAD_ISA=<level>."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]);"
+        "import test_determinism as t, test_fisher as f, test_policy as p;"
+        "from conftest import Exactness;"
+        "[test(Exactness(), 'two-layers', 'gaussian', activation, dtype)"
+        " for test in (f.test_the_exact_fisher_equals_the_oracles,"
+        " p.test_every_quantity_equals_the_oracles)"
+        " for activation in p.ACTIVATIONS for dtype in p.DTYPES];"
+        "[t.test_any_number_of_threads_gives_the_same_bits('gaussian', d) for d in p.DTYPES]"
+    )
+    found = levels()
+    assert "baseline" in found
+    for name in found:
+        subprocess.run(
+            [sys.executable, "-c", program, str(Path(__file__).parent)],
+            env={**os.environ, "NATGRAD_ISA": name},
+            check=True,
+        )
+
+
+def test_an_unknown_instruction_set_level_is_refused_at_import_with_the_known_ones():
+    run = subprocess.run(
+        [sys.executable, "-c", "import natgrad"],
+        env={**os.environ, "NATGRAD_ISA": "v9"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode != 0
+    assert "NATGRAD_ISA" in run.stderr
+    assert "baseline" in run.stderr
+
+
 def test_the_environment_variable_sets_the_number_of_threads():
     for threads in ("1", "3"):
         printed = subprocess.run(

@@ -116,7 +116,6 @@ def test_targets_of_any_scale_are_fitted_equally_well(fit):
     for scale, shift in ((1.0, 0.0), (1e4, 3e4), (1e-4, -2e-4)):
         v = value_function(seed=1)
         scaled = scale * targets + shift
-        v.target_scale = (float(scaled.mean()), float(scaled.std()))
         fitter = FITS[fit]()
         for _ in range(5):
             report = fitter(v, observations, scaled)
@@ -126,13 +125,36 @@ def test_targets_of_any_scale_are_fitted_equally_well(fit):
 
 
 @every_fit
-def test_a_fit_leaves_normalizer_and_target_scale_alone(fit):
+def test_the_first_fit_takes_its_scale_from_the_targets_and_later_ones_follow_slowly(fit):
+    observations, targets = smooth_problem()
+    v, fitter = value_function(), FITS[fit]()
+    fitter(v, observations, targets)
+    first = (targets.mean(), targets.std())
+    np.testing.assert_allclose(v.target_scale, first, rtol=1e-12)
+    fitter(v, observations, 3 * targets + 5)
+    later = (3 * targets.mean() + 5, 3 * targets.std())
+    for before, now, after in zip(first, v.target_scale, later, strict=True):
+        assert before < now < after
+
+
+@every_fit
+def test_a_change_of_scale_alone_leaves_the_values_what_they_were(fit):
+    """The loss before a fit is in the new scale, but of the values that the critic had."""
+    observations, targets = smooth_problem()
+    v, fitter = value_function(), FITS[fit]()
+    fitter(v, observations, targets)
+    changed = 10 * targets - 4
+    error = mean_squared_error(v, observations, changed)
+    report = fitter(v, observations, changed)
+    np.testing.assert_allclose(report.loss_before, 0.5 * error / v.target_scale[1] ** 2, rtol=1e-9)
+
+
+@every_fit
+def test_a_fit_leaves_the_normalizer_alone(fit):
     observations, targets = smooth_problem()
     v = value_function()
     v.set_normalizer([0.1, 0.2], [1.5, 2.0], 5.0)
-    v.target_scale = (0.3, 1.7)
     FITS[fit]()(v, observations, targets)
-    assert v.target_scale == (0.3, 1.7)
     np.testing.assert_array_equal(v.normalizer[0], [0.1, 0.2])
     np.testing.assert_array_equal(v.normalizer[1], [1.5, 2.0])
     assert v.normalizer[2] == 5.0
@@ -145,7 +167,7 @@ def test_gauss_newton_solves_a_linear_problem_at_once():
     v = value_function(hidden=(), inputs=3)
     fit = core.GaussNewtonFit(steps=20, cg_iterations=20, damping=1e-6, max_change=1e6)
     fit(v, observations, targets)
-    np.testing.assert_allclose(v.parameters, [1.0, -2.0, 0.5, 3.0], rtol=1e-4)
+    np.testing.assert_allclose(v.predict(observations), targets, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -215,12 +237,13 @@ def test_one_bad_number_is_refused_by_name_and_changes_nothing(fit, field, posit
     data = dict(zip(("observations", "targets"), smooth_problem(), strict=True))
     v, fitter = value_function(), FITS[fit]()
     fitter(v, **data)
-    before, state = v.parameters.tobytes(), fitter.state.tobytes()
+    before, state, scale = v.parameters.tobytes(), fitter.state.tobytes(), v.target_scale
     data[field][position] = bad
     with pytest.raises(ValueError, match=field):
         fitter(v, **data)
     assert v.parameters.tobytes() == before
     assert fitter.state.tobytes() == state
+    assert v.target_scale == scale
 
 
 @every_fit

@@ -8,7 +8,8 @@ void generalized_advantages(const Trajectories& t, double gamma, double lambda, 
     for (Index e = 0; e < t.environments; ++e) {
       const Index i = step * t.environments + e;
       if (t.valid != nullptr && t.valid[i] == 0) {
-        advantages[i] = returns[i] = 0;
+        advantages[i] = 0;
+        returns[i] = t.values[i];
         continue;
       }
       const bool ended = t.terminated[i] != 0 || t.truncated[i] != 0;

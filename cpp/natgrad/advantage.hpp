@@ -14,7 +14,7 @@ namespace natgrad {
 //   A_t     = delta_t + gamma lambda A_{t+1} [not terminated, not truncated]
 //
 // V(s_{t+1}) is the value of the state really reached, also where the episode was truncated there. A
-// row that is not valid (the reset of a next-step autoreset) gets 0 and ends the sum.
+// row that is not valid (the reset of a next-step autoreset) has advantage 0 and ends the sum.
 struct Trajectories {
   Index steps = 0, environments = 0;
   const double* rewards = nullptr;            // (T, n), all row-major

@@ -1,6 +1,7 @@
 """Agents: one training loop, three update rules."""
 
 import itertools
+import math
 import os
 import signal
 import threading
@@ -39,7 +40,7 @@ __all__ = [
     "TrainingStalled",
 ]
 
-Update = Callable[[_core.Policy, _core.BatchLike], _core.UpdateReport]
+Update = Callable[[_core.Policy, Batch], _core.UpdateReport]
 
 # A line search that finds nothing is ordinary; these say that the numbers themselves have failed.
 _NUMERICAL_FAILURES = (_core.UpdateStatus.NON_FINITE, _core.UpdateStatus.NOT_POSITIVE_DEFINITE)
@@ -353,10 +354,9 @@ class Agent(ABC):
         )
 
     def _set_normalizers(self) -> None:
-        if self._moments.count:
-            normalizer = self._moments.mean, self._moments.std, self.config.clip_observations
-            self.policy.set_normalizer(*normalizer)
-            self.critic.set_normalizer(*normalizer)
+        clip = self.config.clip_observations if self._moments.count else math.inf
+        for network in (self.policy, self.critic):
+            network.set_normalizer(self._moments.mean, self._moments.std, clip)
 
     def _log(
         self, report: _core.UpdateReport, fit: _core.FitReport, clock: list[float]

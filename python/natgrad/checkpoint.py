@@ -154,11 +154,7 @@ class _opened:  # noqa: N801 (a context manager, used like a function)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._archive.close()
-        damage = (
-            _Refusal, OSError, EOFError, ValueError, KeyError, RuntimeError, NotImplementedError,
-            SyntaxError, zipfile.BadZipFile, RecursionError, MemoryError,
-        )  # fmt: skip
-        if isinstance(error, damage):
+        if isinstance(error, Exception):  # parsing a damaged header can fail in any way
             raise self._error(error) from error
 
     def _error(self, error: BaseException) -> CheckpointError:
