@@ -59,7 +59,7 @@ in; fits move it with their targets and change the last layer with it, so that V
           }),
           py::arg("observation_size"), py::arg("hidden") = std::vector<Index>{64, 64},
           py::arg("activation") = "tanh", py::arg("dtype") = "float32", py::arg("seed") = 0,
-          py::arg("init") = "orthogonal", py::arg("output_scale") = 1.0,
+          py::arg("init") = "orthogonal", py::arg("output_scale") = 0.01,
           py::arg("fourier_features") = 0, py::arg("fourier_bandwidth") = 1.0);
   bind_model<PyValueFunction>(cls);
   cls.def_property(

@@ -7,10 +7,14 @@ from collections import defaultdict
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import hypothesis
 import numpy as np
 import oracle
 import pytest
 from natgrad import _core as core
+
+hypothesis.settings.register_profile("suite", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("suite")
 
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
 

@@ -172,7 +172,7 @@ def test_scaling_by_a_power_of_two_scales_the_answer_to_the_bit():
         assert r.quadratic_form == plain.quadratic_form * scale**2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n=st.integers(1, 25),
     log_condition=st.floats(0, 4),

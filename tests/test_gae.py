@@ -22,7 +22,7 @@ def rollout(steps, envs, seed=0, masked=True, p_end=0.2):
     return r
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     steps=st.integers(1, 20),
     envs=st.integers(1, 6),

@@ -87,9 +87,14 @@ class Transaction {
     }
     const double std = std::sqrt(variance);
     // Constant targets have no scale of their own, and values must be numbers of type T.
-    const bool has_scale = std > 1e-8 * std::max(1.0, std::abs(mean));
+    const bool has_scale = std > 1e-8 * std::abs(mean) && std > 1e-30;
     const bool representable = std::abs(mean) + 1e3 * std < std::numeric_limits<T>::max();
-    if (has_scale && representable) value_function_.set_target_scale(mean, std);
+    if (!has_scale || !representable) return;
+    if (first) {
+      value_function_.restore_target_scale(mean, std);  // V so far means nothing: take new units
+    } else {
+      value_function_.set_target_scale(mean, std);
+    }
   }
 
   ValueFunction<T>& value_function_;

@@ -150,7 +150,7 @@ class ValueFunction:
         dtype: DTypeName = "float32",
         seed: int = 0,
         init: Initialization = "orthogonal",
-        output_scale: float = 1.0,
+        output_scale: float = 0.01,
         fourier_features: int = 0,
         fourier_bandwidth: float = 1.0,
     ) -> None: ...

@@ -457,10 +457,18 @@ class Agent(ABC):
                 raise _unfit(path, f"its environment {env_id!r} has to be passed as `env`")
             env = env_id
         agent = actual(env, config)
-        if (agent.policy.config, agent.critic.config) != (metadata["policy"], metadata["critic"]):
-            raise _unfit(path, "its networks do not fit the spaces of the environment")
         try:
+            for network in ("policy", "critic"):
+                ours, theirs = _architecture(agent._identity()[network]), metadata[network]
+                if ours != _architecture(theirs):
+                    raise _unfit(
+                        path,
+                        f"its {network} is {theirs}, which does not fit the spaces of the "
+                        f"environment; wanted {ours}",
+                    )
             spec = agent._spec(progress)
+        except CheckpointError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise _unfit(path, f"its metadata is not that of an agent ({error})") from error
         arrays = checkpoint.read_arrays(path, metadata, spec)
@@ -663,6 +671,12 @@ class _Signals(AbstractContextManager["_Signals"]):
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+
+
+def _architecture(network: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to agree for parameters to mean the same; the seed is that of fixed features."""
+    initial = ("init", "output_scale", "log_std_init")
+    return {key: value for key, value in network.items() if key not in initial}
 
 
 def _unfit(path: Path, reason: str) -> CheckpointError:
