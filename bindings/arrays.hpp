@@ -134,9 +134,8 @@ Array<T> actions_of(py::handle given, const Distribution& distribution, Index ro
   require_finite(a, name);
   if (!discrete) return a;
   for (py::ssize_t i = 0; i < a.size(); ++i) {
-    const Index limit = categoricals != nullptr
-                            ? categoricals->sizes[static_cast<std::size_t>(i % width)]
-                            : 2;
+    const Index limit =
+        categoricals != nullptr ? categoricals->sizes[static_cast<std::size_t>(i % width)] : 2;
     const T action = a.data()[i];
     if (!(action >= T(0) && action < static_cast<T>(limit))) {
       wrong_value(name + "[" + std::to_string(i / width) + "]",
@@ -179,8 +178,8 @@ inline double non_negative(double value, const std::string& name) {
 }
 inline int at_least(int value, int least, const std::string& name) {
   if (value < least) {
-    wrong_value(name, "want an integer >= " + std::to_string(least) + ", got " +
-                          std::to_string(value));
+    wrong_value(name,
+                "want an integer >= " + std::to_string(least) + ", got " + std::to_string(value));
   }
   return value;
 }
@@ -191,7 +190,8 @@ inline std::uint64_t unsigned_integer(py::handle given, const std::string& name,
   const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(given.ptr()));
   if (!index) {
     PyErr_Clear();
-    throw py::type_error(name + ": want " + wanted + ", got " + py::repr(given).cast<std::string>());
+    throw py::type_error(name + ": want " + wanted + ", got " +
+                         py::repr(given).cast<std::string>());
   }
   const std::uint64_t value = PyLong_AsUnsignedLongLong(index.ptr());
   const bool failed = PyErr_Occurred() != nullptr;

@@ -9,8 +9,8 @@ template <class T>
 Array<T> like(const py::array& rewards, py::handle given, const std::string& name) {
   const py::array raw = numeric_array(given, name);
   if (!raw.attr("shape").equal(rewards.attr("shape"))) {
-    wrong_value(name, "want shape " + shape_text(rewards) + " as rewards has, got " +
-                          shape_text(raw));
+    wrong_value(name,
+                "want shape " + shape_text(rewards) + " as rewards has, got " + shape_text(raw));
   }
   Array<T> a(raw);
   if constexpr (std::is_floating_point_v<T>) require_finite(a, name);

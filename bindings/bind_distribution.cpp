@@ -71,127 +71,134 @@ not finite, and TypeError for a dtype that is not numeric.)")
             return !std::holds_alternative<DiagonalGaussian>(d.distribution);
           },
           "True if actions are integers.")
-      .def("sample",
-           [](const PyDistribution& self, py::handle given, Rng& rng) {
-             const auto outputs = outputs_of(self, given, "outputs");
-             const auto actions = per_row_vector(
-                 self, outputs, action_size(self.distribution),
-                 [&](const auto& d, const double* y, Index n, double* out) {
-                   d.sample(y, rng.row(n), out);
-                 });
-             ++rng.counter;
-             return actions_to_python<double>(Array<double>(actions), self.distribution, false);
-           },
-           py::arg("outputs"), py::arg("rng"),
-           "One action for each row; row n draws from stream `rng.stream + n`.")
-      .def("mode",
-           [](const PyDistribution& self, py::handle given) {
-             const auto outputs = outputs_of(self, given, "outputs");
-             const auto actions =
-                 per_row_vector(self, outputs, action_size(self.distribution),
-                                [](const auto& d, const double* y, Index, double* out) {
-                                  d.mode(y, out);
-                                });
-             return actions_to_python<double>(Array<double>(actions), self.distribution, false);
-           },
-           py::arg("outputs"), "The most probable action of each row.")
-      .def("log_prob",
-           [](const PyDistribution& self, py::handle given, py::handle given_actions) {
-             const auto outputs = outputs_of(self, given, "outputs");
-             const auto actions =
-                 actions_of<double>(given_actions, self.distribution, outputs.count, false);
-             const Index width = action_size(self.distribution);
-             return per_row(self, outputs, [&](const auto& d, const double* y, Index n) {
-               return d.log_prob(y, actions.data() + n * width);
-             });
-           },
-           py::arg("outputs"), py::arg("actions"), "(N,) log probability or log density.")
-      .def("entropy",
-           [](const PyDistribution& self, py::handle given) {
-             return per_row(self, outputs_of(self, given, "outputs"),
-                            [](const auto& d, const double* y, Index) { return d.entropy(y); });
-           },
-           py::arg("outputs"), "(N,) entropy in nats; differential entropy for a Gaussian.")
-      .def("kl",
-           [](const PyDistribution& self, py::handle given_old, py::handle given) {
-             const auto old = outputs_of(self, given_old, "old_outputs");
-             const auto outputs = outputs_of(self, given, "outputs");
-             if (old.count != outputs.count) {
-               wrong_value("outputs", "want " + std::to_string(old.count) +
-                                          " rows as old_outputs has, got " +
-                                          std::to_string(outputs.count));
-             }
-             return per_row(self, outputs, [&](const auto& d, const double* y, Index n) {
-               return d.kl(old.view().row(n), y);
-             });
-           },
-           py::arg("old_outputs"), py::arg("outputs"), "(N,) KL(old || new) in nats.")
-      .def("score",
-           [](const PyDistribution& self, py::handle given, py::handle given_actions) {
-             const auto outputs = outputs_of(self, given, "outputs");
-             const auto actions =
-                 actions_of<double>(given_actions, self.distribution, outputs.count, false);
-             const Index width = action_size(self.distribution);
-             return per_row_vector(self, outputs, outputs.columns,
-                                   [&](const auto& d, const double* y, Index n, double* out) {
-                                     d.score(y, actions.data() + n * width, 1.0, out);
-                                   });
-           },
-           py::arg("outputs"), py::arg("actions"),
-           "(N, K) derivative of the log probability with respect to the parameters.")
-      .def("fisher",
-           [](const PyDistribution& self, py::handle given) {
-             const auto outputs = outputs_of(self, given, "outputs");
-             const Index k = outputs.columns;
-             std::vector<double> s(static_cast<std::size_t>(k)), unit(s.size());
-             auto flat = per_row_vector(self, outputs, k * k,
-                                        [&](const auto& d, const double* y, Index, double* out) {
-                                          d.curvature(y, s.data());
-                                          for (Index j = 0; j < k; ++j) {
-                                            unit[static_cast<std::size_t>(j)] = 1;
-                                            d.fisher_product(s.data(), unit.data(), 1.0, out + j * k);
-                                            unit[static_cast<std::size_t>(j)] = 0;
-                                          }
-                                        });
-             return flat.reshape({outputs.count, k, k});
-           },
-           py::arg("outputs"),
-           "(N, K, K) Fisher information M in the distribution's own parameters (eq. 5 to 7).")
-      .def("fisher_product",
-           [](const PyDistribution& self, py::handle given, py::handle given_u) {
-             const auto outputs = outputs_of(self, given, "outputs");
-             const auto u = outputs_of(self, given_u, "u");
-             if (u.count != outputs.count) {
-               wrong_value("u", "want " + std::to_string(outputs.count) + " rows, got " +
-                                    std::to_string(u.count));
-             }
-             std::vector<double> s(static_cast<std::size_t>(outputs.columns));
-             return per_row_vector(self, outputs, outputs.columns,
-                                   [&](const auto& d, const double* y, Index n, double* out) {
-                                     d.curvature(y, s.data());
-                                     d.fisher_product(s.data(), u.view().row(n), 1.0, out);
-                                   });
-           },
-           py::arg("outputs"), py::arg("u"), "(N, K) products M u, row by row.")
-      .def("fisher_sqrt",
-           [](const PyDistribution& self, py::handle given) {
-             const auto outputs = outputs_of(self, given, "outputs");
-             const Index k = outputs.columns;
-             std::vector<double> s(static_cast<std::size_t>(k)), column(s.size());
-             auto flat = per_row_vector(
-                 self, outputs, k * k, [&](const auto& d, const double* y, Index, double* out) {
-                   d.curvature(y, s.data());
-                   for (Index j = 0; j < k; ++j) {
-                     d.fisher_sqrt_column(s.data(), j, 1.0, column.data());
-                     for (Index i = 0; i < k; ++i) out[i * k + j] = column[static_cast<std::size_t>(i)];
-                   }
-                 });
-             return flat.reshape({outputs.count, k, k});
-           },
-           py::arg("outputs"), "(N, K, K) square roots Q of the Fisher information: M = Q Q'.");
+      .def(
+          "sample",
+          [](const PyDistribution& self, py::handle given, Rng& rng) {
+            const auto outputs = outputs_of(self, given, "outputs");
+            const auto actions = per_row_vector(self, outputs, action_size(self.distribution),
+                                                [&](const auto& d, const double* y, Index n,
+                                                    double* out) { d.sample(y, rng.row(n), out); });
+            ++rng.counter;
+            return actions_to_python<double>(Array<double>(actions), self.distribution, false);
+          },
+          py::arg("outputs"), py::arg("rng"),
+          "One action for each row; row n draws from stream `rng.stream + n`.")
+      .def(
+          "mode",
+          [](const PyDistribution& self, py::handle given) {
+            const auto outputs = outputs_of(self, given, "outputs");
+            const auto actions = per_row_vector(
+                self, outputs, action_size(self.distribution),
+                [](const auto& d, const double* y, Index, double* out) { d.mode(y, out); });
+            return actions_to_python<double>(Array<double>(actions), self.distribution, false);
+          },
+          py::arg("outputs"), "The most probable action of each row.")
+      .def(
+          "log_prob",
+          [](const PyDistribution& self, py::handle given, py::handle given_actions) {
+            const auto outputs = outputs_of(self, given, "outputs");
+            const auto actions =
+                actions_of<double>(given_actions, self.distribution, outputs.count, false);
+            const Index width = action_size(self.distribution);
+            return per_row(self, outputs, [&](const auto& d, const double* y, Index n) {
+              return d.log_prob(y, actions.data() + n * width);
+            });
+          },
+          py::arg("outputs"), py::arg("actions"), "(N,) log probability or log density.")
+      .def(
+          "entropy",
+          [](const PyDistribution& self, py::handle given) {
+            return per_row(self, outputs_of(self, given, "outputs"),
+                           [](const auto& d, const double* y, Index) { return d.entropy(y); });
+          },
+          py::arg("outputs"), "(N,) entropy in nats; differential entropy for a Gaussian.")
+      .def(
+          "kl",
+          [](const PyDistribution& self, py::handle given_old, py::handle given) {
+            const auto old = outputs_of(self, given_old, "old_outputs");
+            const auto outputs = outputs_of(self, given, "outputs");
+            if (old.count != outputs.count) {
+              wrong_value("outputs", "want " + std::to_string(old.count) +
+                                         " rows as old_outputs has, got " +
+                                         std::to_string(outputs.count));
+            }
+            return per_row(self, outputs, [&](const auto& d, const double* y, Index n) {
+              return d.kl(old.view().row(n), y);
+            });
+          },
+          py::arg("old_outputs"), py::arg("outputs"), "(N,) KL(old || new) in nats.")
+      .def(
+          "score",
+          [](const PyDistribution& self, py::handle given, py::handle given_actions) {
+            const auto outputs = outputs_of(self, given, "outputs");
+            const auto actions =
+                actions_of<double>(given_actions, self.distribution, outputs.count, false);
+            const Index width = action_size(self.distribution);
+            return per_row_vector(self, outputs, outputs.columns,
+                                  [&](const auto& d, const double* y, Index n, double* out) {
+                                    d.score(y, actions.data() + n * width, 1.0, out);
+                                  });
+          },
+          py::arg("outputs"), py::arg("actions"),
+          "(N, K) derivative of the log probability with respect to the parameters.")
+      .def(
+          "fisher",
+          [](const PyDistribution& self, py::handle given) {
+            const auto outputs = outputs_of(self, given, "outputs");
+            const Index k = outputs.columns;
+            std::vector<double> s(static_cast<std::size_t>(k)), unit(s.size());
+            auto flat = per_row_vector(
+                self, outputs, k * k, [&](const auto& d, const double* y, Index, double* out) {
+                  d.curvature(y, s.data());
+                  for (Index j = 0; j < k; ++j) {
+                    unit[static_cast<std::size_t>(j)] = 1;
+                    d.fisher_product(s.data(), unit.data(), 1.0, out + j * k);
+                    unit[static_cast<std::size_t>(j)] = 0;
+                  }
+                });
+            return flat.reshape({outputs.count, k, k});
+          },
+          py::arg("outputs"),
+          "(N, K, K) Fisher information M in the distribution's own parameters (eq. 5 to 7).")
+      .def(
+          "fisher_product",
+          [](const PyDistribution& self, py::handle given, py::handle given_u) {
+            const auto outputs = outputs_of(self, given, "outputs");
+            const auto u = outputs_of(self, given_u, "u");
+            if (u.count != outputs.count) {
+              wrong_value("u", "want " + std::to_string(outputs.count) + " rows, got " +
+                                   std::to_string(u.count));
+            }
+            std::vector<double> s(static_cast<std::size_t>(outputs.columns));
+            return per_row_vector(self, outputs, outputs.columns,
+                                  [&](const auto& d, const double* y, Index n, double* out) {
+                                    d.curvature(y, s.data());
+                                    d.fisher_product(s.data(), u.view().row(n), 1.0, out);
+                                  });
+          },
+          py::arg("outputs"), py::arg("u"), "(N, K) products M u, row by row.")
+      .def(
+          "fisher_sqrt",
+          [](const PyDistribution& self, py::handle given) {
+            const auto outputs = outputs_of(self, given, "outputs");
+            const Index k = outputs.columns;
+            std::vector<double> s(static_cast<std::size_t>(k)), column(s.size());
+            auto flat = per_row_vector(self, outputs, k * k,
+                                       [&](const auto& d, const double* y, Index, double* out) {
+                                         d.curvature(y, s.data());
+                                         for (Index j = 0; j < k; ++j) {
+                                           d.fisher_sqrt_column(s.data(), j, 1.0, column.data());
+                                           for (Index i = 0; i < k; ++i)
+                                             out[i * k + j] = column[static_cast<std::size_t>(i)];
+                                         }
+                                       });
+            return flat.reshape({outputs.count, k, k});
+          },
+          py::arg("outputs"), "(N, K, K) square roots Q of the Fisher information: M = Q Q'.");
 
-  py::class_<PyCategorical, PyDistribution>(m, "Categorical", py::is_final(),
-                                            R"(One of n categories; K = n logits. Actions are (N,) int64.
+  py::class_<PyCategorical, PyDistribution>(
+      m, "Categorical", py::is_final(),
+      R"(One of n categories; K = n logits. Actions are (N,) int64.
 
 Raises ValueError unless n >= 1.)")
       .def(py::init([](Index n) {
@@ -250,8 +257,9 @@ Actions are (N, len(sizes)) int64. Raises ValueError for no sizes, or a size < 1
                ")";
       });
 
-  py::class_<PyBernoulli, PyDistribution>(m, "Bernoulli", py::is_final(),
-                                          R"(n independent binary variables; K = n logits. Actions are (N, n) int64, 0 or 1.
+  py::class_<PyBernoulli, PyDistribution>(
+      m, "Bernoulli", py::is_final(),
+      R"(n independent binary variables; K = n logits. Actions are (N, n) int64, 0 or 1.
 
 Raises ValueError unless n >= 1.)")
       .def(py::init([](Index n) { return PyBernoulli{{Bernoulli{positive_size(n, "n", 1)}}}; }),

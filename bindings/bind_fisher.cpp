@@ -3,7 +3,8 @@
 namespace natgrad::bindings {
 
 void bind_fisher(py::module_& m) {
-  py::class_<PyFisher>(m, "Fisher", R"(The Fisher information of a policy on a batch, as an operator.
+  py::class_<PyFisher>(m, "Fisher",
+                       R"(The Fisher information of a policy on a batch, as an operator.
 
 F = (1/N) sum_n w_n J_n' M_n J_n + damping I (eq. 10): exact, by one forward-mode and one reverse-mode
 pass per product; no automatic differentiation and no matrix. A linear operator in SciPy's sense

@@ -10,20 +10,22 @@ namespace natgrad::bindings {
 
 void bind_machine(py::module_& m) {
   kernels::level();  // a wrong NATGRAD_ISA is an ImportError-like failure now, not a surprise later
-  m.def("set_num_threads", [](int n) { set_num_threads(at_least(n, 1, "n")); }, py::arg("n"),
-        "Threads of the core, the caller's included. Results do not depend on it, to the last bit.");
+  m.def(
+      "set_num_threads", [](int n) { set_num_threads(at_least(n, 1, "n")); }, py::arg("n"),
+      "Threads of the core, the caller's included. Results do not depend on it, to the last bit.");
   m.def("get_num_threads", &num_threads,
         "Threads of the core: as set, else NATGRAD_NUM_THREADS, else the processors available.");
-  m.def("show_config",
-        [] {
-          return std::map<std::string, std::string>{
-              {"version", NATGRAD_VERSION},
-              {"isa", kernels::level().name},
-              {"threads", std::to_string(num_threads())},
-              {"compiler", __VERSION__},
-          };
-        },
-        "Version, instruction set level in use, threads and compiler, as a dict of strings.");
+  m.def(
+      "show_config",
+      [] {
+        return std::map<std::string, std::string>{
+            {"version", NATGRAD_VERSION},
+            {"isa", kernels::level().name},
+            {"threads", std::to_string(num_threads())},
+            {"compiler", __VERSION__},
+        };
+      },
+      "Version, instruction set level in use, threads and compiler, as a dict of strings.");
 }
 
 }  // namespace natgrad::bindings

@@ -50,7 +50,8 @@ inline NetworkSpec network_spec(Index observation_size, const std::vector<Index>
   least_one(observation_size, "observation_size");
   for (const Index width : hidden) least_one(width, "hidden");
   if (fourier_features < 0) {
-    wrong_value("fourier_features", "want an integer >= 0, got " + std::to_string(fourier_features));
+    wrong_value("fourier_features",
+                "want an integer >= 0, got " + std::to_string(fourier_features));
   }
   NetworkSpec spec;
   spec.inputs = observation_size;
@@ -107,9 +108,7 @@ void bind_model(Class& cls) {
           "dtype of the parameters and of all that is computed from them.")
       .def_property_readonly(
           "config",
-          [](const Any& self) {
-            return py::module_::import("copy").attr("deepcopy")(self.config);
-          },
+          [](const Any& self) { return py::module_::import("copy").attr("deepcopy")(self.config); },
           "The constructor's arguments as a JSON-able dict; distributions as {'name': ..., ...}.")
       .def_property(
           "parameters",

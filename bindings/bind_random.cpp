@@ -14,7 +14,8 @@ static py::array_t<double> draw(Rng& rng, py::ssize_t n, Draw one) {
 }
 
 void bind_random(py::module_& m) {
-  py::class_<Rng>(m, "Rng", py::is_final(), R"(Counter-based random numbers (Philox4x32-10, Salmon et al. 2011).
+  py::class_<Rng>(m, "Rng", py::is_final(),
+                  R"(Counter-based random numbers (Philox4x32-10, Salmon et al. 2011).
 
 A draw is a function of (seed, stream, counter, index) alone. `Policy.sample` takes row i from stream
 `stream + i` and advances `counter` by one per call, so the actions in one environment do not depend
@@ -37,16 +38,18 @@ Raises ValueError or TypeError for anything else.)")
           "counter", [](const Rng& rng) { return rng.counter; },
           [](Rng& rng, py::handle value) { rng.counter = unsigned_integer(value, "counter", 64); },
           "Calls made so far; may be set, to restore a state.")
-      .def("uniform",
-           [](Rng& rng, py::ssize_t n) {
-             return draw(rng, n, [](RandomStream& random) { return random.uniform(); });
-           },
-           py::arg("n"), "(n,) float64 in (0, 1), from stream `stream`; advances the counter.")
-      .def("normal",
-           [](Rng& rng, py::ssize_t n) {
-             return draw(rng, n, [](RandomStream& random) { return random.normal(); });
-           },
-           py::arg("n"), "(n,) float64 standard normal (Box and Muller); advances the counter.")
+      .def(
+          "uniform",
+          [](Rng& rng, py::ssize_t n) {
+            return draw(rng, n, [](RandomStream& random) { return random.uniform(); });
+          },
+          py::arg("n"), "(n,) float64 in (0, 1), from stream `stream`; advances the counter.")
+      .def(
+          "normal",
+          [](Rng& rng, py::ssize_t n) {
+            return draw(rng, n, [](RandomStream& random) { return random.normal(); });
+          },
+          py::arg("n"), "(n,) float64 standard normal (Box and Muller); advances the counter.")
       .def("__repr__", [](const Rng& rng) {
         return "Rng(seed=" + std::to_string(rng.seed) + ", stream=" + std::to_string(rng.stream) +
                ", counter=" + std::to_string(rng.counter) + ")";

@@ -35,8 +35,8 @@ std::string message_of(const CgSummary& s) {
   char text[200];
   if (s.status == CgStatus::INDEFINITE) {
     std::snprintf(text, sizeof(text),
-                  "INDEFINITE after %d iterations: p'Ap = %g; relative residual %.3g",
-                  s.iterations, s.curvature, s.relative_residual());
+                  "INDEFINITE after %d iterations: p'Ap = %g; relative residual %.3g", s.iterations,
+                  s.curvature, s.relative_residual());
   } else {
     std::snprintf(text, sizeof(text), "%s after %d iterations: relative residual %.3g",
                   name_of(s.status), s.iterations, s.relative_residual());
@@ -147,9 +147,8 @@ LineSearchOptions line_search_options(double shrink, int max_backtracks, double 
   LineSearchOptions options;
   options.shrink = number(shrink, "shrink", shrink > 0 && shrink < 1, "a number > 0 and < 1");
   options.max_backtracks = at_least(max_backtracks, 1, "max_backtracks");
-  options.accept_ratio =
-      number(accept_ratio, "accept_ratio", accept_ratio >= 0 && accept_ratio < 1,
-             "a number >= 0 and < 1");
+  options.accept_ratio = number(accept_ratio, "accept_ratio", accept_ratio >= 0 && accept_ratio < 1,
+                                "a number >= 0 and < 1");
   return options;
 }
 
@@ -163,25 +162,29 @@ void bind_solvers(py::module_& m) {
       .finalize();
   py::native_enum<LineSearchStatus>(m, "LineSearchStatus", "enum.Enum", "How a search ended.")
       .value("ACCEPTED", LineSearchStatus::ACCEPTED, "A fraction satisfies both conditions.")
-      .value("LINE_SEARCH_FAILED", LineSearchStatus::LINE_SEARCH_FAILED, "None of those tried does.")
+      .value("LINE_SEARCH_FAILED", LineSearchStatus::LINE_SEARCH_FAILED,
+             "None of those tried does.")
       .finalize();
 
-  py::class_<CgResult>(m, "CgResult", py::is_final(), "The solution of a linear system, and how it was reached.")
-      .def_property_readonly("x", [](const CgResult& r) { return r.x; }, "(n,) float64.")
-      .def_property_readonly("status", [](const CgResult& r) { return r.summary.status; },
-                             "Why it stopped.")
-      .def_property_readonly("iterations", [](const CgResult& r) { return r.summary.iterations; },
-                             "Iterations, one product each.")
+  py::class_<CgResult>(m, "CgResult", py::is_final(),
+                       "The solution of a linear system, and how it was reached.")
+      .def_property_readonly(
+          "x", [](const CgResult& r) { return r.x; }, "(n,) float64.")
+      .def_property_readonly(
+          "status", [](const CgResult& r) { return r.summary.status; }, "Why it stopped.")
+      .def_property_readonly(
+          "iterations", [](const CgResult& r) { return r.summary.iterations; },
+          "Iterations, one product each.")
       .def_property_readonly(
           "residual_norm", [](const CgResult& r) { return r.summary.residual_norm; },
           "||b - (A + damping I) x||, from the recurrence.")
       .def_property_readonly(
           "quadratic_form", [](const CgResult& r) { return r.summary.quadratic_form; },
           "x'Ax without damping, from the recurrence.")
-      .def_property_readonly("message", [](const CgResult& r) { return message_of(r.summary); },
-                             "A sentence with the numbers.")
-      .def("__repr__",
-           [](const CgResult& r) { return "CgResult(" + message_of(r.summary) + ")"; });
+      .def_property_readonly(
+          "message", [](const CgResult& r) { return message_of(r.summary); },
+          "A sentence with the numbers.")
+      .def("__repr__", [](const CgResult& r) { return "CgResult(" + message_of(r.summary) + ")"; });
 
   m.def("conjugate_gradient", &solve, py::arg("A"), py::arg("b"), py::arg("x0") = py::none(),
         py::arg("damping") = CgOptions{}.damping, py::arg("rtol") = CgOptions{}.rtol,
@@ -214,7 +217,8 @@ CgResult
     Numerical trouble is a status, never an exception. Raises ValueError or TypeError for bad arrays or
     options, and lets through what A or the preconditioner raise.)");
 
-  py::class_<LineSearchOptions>(m, "LineSearch", py::is_final(), R"(Settings of the backtracking line search.
+  py::class_<LineSearchOptions>(m, "LineSearch", py::is_final(),
+                                R"(Settings of the backtracking line search.
 
 Parameters
 ----------
@@ -232,8 +236,8 @@ accept_ratio : float, 0 <= accept_ratio < 1
       .def_readonly("accept_ratio", &LineSearchOptions::accept_ratio, "As given.")
       .def("__repr__", [](const LineSearchOptions& o) {
         return "LineSearch(shrink=" + py::str(py::float_(o.shrink)).cast<std::string>() +
-               ", max_backtracks=" + std::to_string(o.max_backtracks) + ", accept_ratio=" +
-               py::str(py::float_(o.accept_ratio)).cast<std::string>() + ")";
+               ", max_backtracks=" + std::to_string(o.max_backtracks) +
+               ", accept_ratio=" + py::str(py::float_(o.accept_ratio)).cast<std::string>() + ")";
       });
 
   py::class_<LineSearchSummary>(m, "LineSearchResult", py::is_final(), "How a line search ended.")
@@ -242,39 +246,41 @@ accept_ratio : float, 0 <= accept_ratio < 1
       .def_property_readonly(
           "improvement", [](const LineSearchSummary& s) { return s.candidate.improvement; },
           "Of the accepted candidate, or the last one tried.")
-      .def_property_readonly("kl", [](const LineSearchSummary& s) { return s.candidate.kl; },
-                             "The same candidate's divergence.")
+      .def_property_readonly(
+          "kl", [](const LineSearchSummary& s) { return s.candidate.kl; },
+          "The same candidate's divergence.")
       .def_readonly("evaluations", &LineSearchSummary::evaluations, "Candidates evaluated.")
-      .def_property_readonly("message", [](const LineSearchSummary& s) { return message_of(s); },
-                             "A sentence with the numbers.")
-      .def("__repr__", [](const LineSearchSummary& s) {
-        return "LineSearchResult(" + message_of(s) + ")";
-      });
+      .def_property_readonly(
+          "message", [](const LineSearchSummary& s) { return message_of(s); },
+          "A sentence with the numbers.")
+      .def("__repr__",
+           [](const LineSearchSummary& s) { return "LineSearchResult(" + message_of(s) + ")"; });
 
-  m.def("backtracking_line_search",
-        [](const py::function& evaluate, double expected_improvement, double max_kl, double shrink,
-           int max_backtracks, double accept_ratio) {
-          const LineSearchOptions options =
-              line_search_options(shrink, max_backtracks, accept_ratio);
-          number(expected_improvement, "expected_improvement", true, "a finite number");
-          positive(max_kl, "max_kl");
-          const auto call = [&](double fraction) {
-            const py::object result = evaluate(fraction);
-            try {
-              const auto [improvement, kl] = result.cast<std::pair<double, double>>();
-              return Candidate{improvement, kl};
-            } catch (const py::cast_error&) {
-              throw py::type_error("evaluate: want it to return (improvement, kl), two numbers; got " +
-                                   py::repr(result).cast<std::string>());
-            }
-          };
-          return backtracking_line_search(call, expected_improvement, max_kl, options);
-        },
-        py::arg("evaluate"), py::arg("expected_improvement"), py::arg("max_kl"),
-        py::arg("shrink") = LineSearchOptions{}.shrink,
-        py::arg("max_backtracks") = LineSearchOptions{}.max_backtracks,
-        py::arg("accept_ratio") = LineSearchOptions{}.accept_ratio,
-        R"(Tries fractions of a step until one is acceptable (Schulman et al. 2015, appendix C).
+  m.def(
+      "backtracking_line_search",
+      [](const py::function& evaluate, double expected_improvement, double max_kl, double shrink,
+         int max_backtracks, double accept_ratio) {
+        const LineSearchOptions options = line_search_options(shrink, max_backtracks, accept_ratio);
+        number(expected_improvement, "expected_improvement", true, "a finite number");
+        positive(max_kl, "max_kl");
+        const auto call = [&](double fraction) {
+          const py::object result = evaluate(fraction);
+          try {
+            const auto [improvement, kl] = result.cast<std::pair<double, double>>();
+            return Candidate{improvement, kl};
+          } catch (const py::cast_error&) {
+            throw py::type_error(
+                "evaluate: want it to return (improvement, kl), two numbers; got " +
+                py::repr(result).cast<std::string>());
+          }
+        };
+        return backtracking_line_search(call, expected_improvement, max_kl, options);
+      },
+      py::arg("evaluate"), py::arg("expected_improvement"), py::arg("max_kl"),
+      py::arg("shrink") = LineSearchOptions{}.shrink,
+      py::arg("max_backtracks") = LineSearchOptions{}.max_backtracks,
+      py::arg("accept_ratio") = LineSearchOptions{}.accept_ratio,
+      R"(Tries fractions of a step until one is acceptable (Schulman et al. 2015, appendix C).
 
 evaluate(fraction) returns (improvement, kl). A fraction is accepted if both are finite,
 kl <= max_kl and improvement > accept_ratio * fraction * expected_improvement.)");

@@ -72,14 +72,13 @@ py::dict timings_of(const UpdateReport& r) {
 
 py::dict report_dict(const UpdateReport& r) {
   using namespace py::literals;
-  py::dict all("status"_a = status_name(r.status), "message"_a = std::string(r.message.data()),
-               "kl"_a = r.kl, "improvement"_a = r.improvement,
-               "expected_improvement"_a = r.expected_improvement,
-               "step_fraction"_a = r.step_fraction, "backtracks"_a = r.backtracks,
-               "surrogate"_a = r.surrogate, "entropy"_a = r.entropy,
-               "gradient_norm"_a = r.gradient_norm, "step_norm"_a = r.step_norm,
-               "cg_iterations"_a = r.cg.iterations,
-               "cg_relative_residual"_a = r.cg.relative_residual());
+  py::dict all(
+      "status"_a = status_name(r.status), "message"_a = std::string(r.message.data()),
+      "kl"_a = r.kl, "improvement"_a = r.improvement,
+      "expected_improvement"_a = r.expected_improvement, "step_fraction"_a = r.step_fraction,
+      "backtracks"_a = r.backtracks, "surrogate"_a = r.surrogate, "entropy"_a = r.entropy,
+      "gradient_norm"_a = r.gradient_norm, "step_norm"_a = r.step_norm,
+      "cg_iterations"_a = r.cg.iterations, "cg_relative_residual"_a = r.cg.relative_residual());
   for (const auto& [name, seconds] : timings_of(r)) {
     all[("seconds_" + name.cast<std::string>()).c_str()] = seconds;
   }
@@ -109,7 +108,8 @@ void bind_update(py::module_& m) {
                              "The same divided by ||g||.")
       .def_readonly("quadratic_form", &CgSummary::quadratic_form, "x'Fx, without damping.");
 
-  py::class_<UpdateReport>(m, "UpdateReport", py::is_final(), "What an update did. Parameters changed only if accepted.")
+  py::class_<UpdateReport>(m, "UpdateReport", py::is_final(),
+                           "What an update did. Parameters changed only if accepted.")
       .def_readonly("status", &UpdateReport::status, "How it ended.")
       .def_property_readonly(
           "message", [](const UpdateReport& r) { return std::string(r.message.data()); },
@@ -128,8 +128,7 @@ void bind_update(py::module_& m) {
       .def_readonly("backtracks", &UpdateReport::backtracks, "Candidates rejected.")
       .def_readonly("surrogate", &UpdateReport::surrogate, "L at the old parameters (eq. 8).")
       .def_readonly("gradient_norm", &UpdateReport::gradient_norm, "||g||.")
-      .def_readonly("step_norm", &UpdateReport::step_norm,
-                    "||theta' - theta||; 0 unless accepted.")
+      .def_readonly("step_norm", &UpdateReport::step_norm, "||theta' - theta||; 0 unless accepted.")
       .def_readonly("entropy", &UpdateReport::entropy,
                     "Mean entropy of the old policy over the batch, in nats.")
       .def_readonly("cg", &UpdateReport::cg, "The linear solve.")
@@ -141,7 +140,8 @@ void bind_update(py::module_& m) {
       });
 
   const TrustRegionOptions defaults;
-  py::class_<PyTrustRegionUpdate>(m, "TrustRegionUpdate", R"(One natural policy gradient update (TRPO; Schulman et al. 2015).
+  py::class_<PyTrustRegionUpdate>(
+      m, "TrustRegionUpdate", R"(One natural policy gradient update (TRPO; Schulman et al. 2015).
 
 g = grad L (eq. 11); solve (F + damping I) x = g by conjugate gradients (eq. 15); full step
 d = sqrt(2 max_kl / x'Fx) x (eq. 16); then a backtracking search for the first fraction that improves
@@ -192,7 +192,8 @@ nothing is allocated. One object serves one call at a time.)")
       .def("__call__", &run_update<PyTrustRegionUpdate>, py::arg("policy"), py::arg("batch"));
 
   const PolicyGradientOptions plain;
-  py::class_<PyPolicyGradientUpdate>(m, "PolicyGradientUpdate", R"(One plain policy gradient update (REINFORCE; Williams 1992).
+  py::class_<PyPolicyGradientUpdate>(m, "PolicyGradientUpdate",
+                                     R"(One plain policy gradient update (REINFORCE; Williams 1992).
 
 Parameters
 ----------
@@ -202,17 +203,17 @@ optimizer : {'adam', 'sgd'}
 normalize_advantages : bool
 
 Called and reported as TrustRegionUpdate; rejects a step only if the new policy is not finite.)")
-      .def(py::init([](double learning_rate, const std::string& optimizer,
-                       bool normalize_advantages) {
-             PolicyGradientOptions options;
-             options.learning_rate = positive(learning_rate, "learning_rate");
-             options.adam = optimizer == "adam";
-             if (!options.adam && optimizer != "sgd") {
-               wrong_value("optimizer", "want adam or sgd, got '" + optimizer + "'");
-             }
-             options.normalize_advantages = normalize_advantages;
-             return std::make_unique<PyPolicyGradientUpdate>(options);
-           }),
+      .def(py::init(
+               [](double learning_rate, const std::string& optimizer, bool normalize_advantages) {
+                 PolicyGradientOptions options;
+                 options.learning_rate = positive(learning_rate, "learning_rate");
+                 options.adam = optimizer == "adam";
+                 if (!options.adam && optimizer != "sgd") {
+                   wrong_value("optimizer", "want adam or sgd, got '" + optimizer + "'");
+                 }
+                 options.normalize_advantages = normalize_advantages;
+                 return std::make_unique<PyPolicyGradientUpdate>(options);
+               }),
            py::arg("learning_rate") = plain.learning_rate, py::arg("optimizer") = "adam",
            py::arg("normalize_advantages") = plain.normalize_advantages)
       .def_property(

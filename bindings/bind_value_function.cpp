@@ -13,8 +13,8 @@ FitReport run_fit(Fit& self, const PyValueFunction& value_function, py::handle o
                   py::handle given_targets) {
   return visit(value_function, [&](auto& model) {
     using T = scalar_of<decltype(model)>;
-    const auto rows = rows_of<T>(observations, "observations", model.network().spec().inputs, false,
-                                 false);
+    const auto rows =
+        rows_of<T>(observations, "observations", model.network().spec().inputs, false, false);
     const auto targets = vector_of<double>(given_targets, "targets", rows.count);
     auto& fit = self.template typed<T>();
     const py::gil_scoped_release release;  // plain memory from here on
@@ -22,7 +22,8 @@ FitReport run_fit(Fit& self, const PyValueFunction& value_function, py::handle o
   });
 }
 
-constexpr const char* kState = "float64 vector; save it and assign it to go on where a fit stopped.";
+constexpr const char* kState =
+    "float64 vector; save it and assign it to go on where a fit stopped.";
 
 }  // namespace
 
@@ -32,35 +33,35 @@ void bind_value_function(py::module_& m) {
 The arguments are those of Policy. `target_scale` = (mean, std) gives the units that the network works
 in; fits move it with their targets and change the last layer with it, so that V stays what it was
 (van Hasselt et al. 2016, Pop-Art).)");
-  cls.def(py::init([](Index observation_size, const std::vector<Index>& hidden,
-                      const std::string& activation, py::handle dtype, py::handle given_seed,
-                      const std::string& init, double output_scale, Index fourier_features,
-                      double fourier_bandwidth) {
-            using namespace py::literals;
-            const std::uint64_t seed = unsigned_integer(given_seed, "seed", 64);
-            const NetworkSpec spec = network_spec(observation_size, hidden, activation, seed,
-                                                  fourier_features, fourier_bandwidth);
-            const Initialization kind = initialization_named(init);
-            const std::string type = dtype_named(dtype);
-            non_negative(output_scale, "output_scale");
-            PyValueFunction value_function;
-            if (type == "float32") {
-              value_function.model = std::make_shared<ValueFunction<float>>(spec, kind, output_scale);
-            } else {
-              value_function.model =
-                  std::make_shared<ValueFunction<double>>(spec, kind, output_scale);
-            }
-            value_function.config = py::dict(
-                "observation_size"_a = observation_size, "hidden"_a = hidden,
-                "activation"_a = activation, "dtype"_a = type, "seed"_a = seed, "init"_a = init,
-                "output_scale"_a = output_scale, "fourier_features"_a = fourier_features,
-                "fourier_bandwidth"_a = fourier_bandwidth);
-            return value_function;
-          }),
-          py::arg("observation_size"), py::arg("hidden") = std::vector<Index>{64, 64},
-          py::arg("activation") = "tanh", py::arg("dtype") = "float32", py::arg("seed") = 0,
-          py::arg("init") = "orthogonal", py::arg("output_scale") = 0.01,
-          py::arg("fourier_features") = 0, py::arg("fourier_bandwidth") = 1.0);
+  cls.def(
+      py::init([](Index observation_size, const std::vector<Index>& hidden,
+                  const std::string& activation, py::handle dtype, py::handle given_seed,
+                  const std::string& init, double output_scale, Index fourier_features,
+                  double fourier_bandwidth) {
+        using namespace py::literals;
+        const std::uint64_t seed = unsigned_integer(given_seed, "seed", 64);
+        const NetworkSpec spec = network_spec(observation_size, hidden, activation, seed,
+                                              fourier_features, fourier_bandwidth);
+        const Initialization kind = initialization_named(init);
+        const std::string type = dtype_named(dtype);
+        non_negative(output_scale, "output_scale");
+        PyValueFunction value_function;
+        if (type == "float32") {
+          value_function.model = std::make_shared<ValueFunction<float>>(spec, kind, output_scale);
+        } else {
+          value_function.model = std::make_shared<ValueFunction<double>>(spec, kind, output_scale);
+        }
+        value_function.config = py::dict(
+            "observation_size"_a = observation_size, "hidden"_a = hidden,
+            "activation"_a = activation, "dtype"_a = type, "seed"_a = seed, "init"_a = init,
+            "output_scale"_a = output_scale, "fourier_features"_a = fourier_features,
+            "fourier_bandwidth"_a = fourier_bandwidth);
+        return value_function;
+      }),
+      py::arg("observation_size"), py::arg("hidden") = std::vector<Index>{64, 64},
+      py::arg("activation") = "tanh", py::arg("dtype") = "float32", py::arg("seed") = 0,
+      py::arg("init") = "orthogonal", py::arg("output_scale") = 0.01,
+      py::arg("fourier_features") = 0, py::arg("fourier_bandwidth") = 1.0);
   bind_model<PyValueFunction>(cls);
   cls.def_property(
          "target_scale",
@@ -77,22 +78,23 @@ in; fits move it with their targets and change the last layer with it, so that V
            });
          },
          "(mean, std) of V = mean + std * network. Assigning changes V, not the parameters.")
-      .def("predict",
-           [](const PyValueFunction& self, py::handle observations) {
-             return visit(self, [&](auto& model) {
-               using T = scalar_of<decltype(model)>;
-               const auto rows =
-                   rows_of<T>(observations, "observations", model.network().spec().inputs);
-               py::array_t<T> out(rows.count);
-               T* to = out.mutable_data();
-               {
-                 const py::gil_scoped_release release;  // plain memory from here on
-                 model.predict(rows.view(), to);
-               }
-               return rows.drop_axis(std::move(out));
-             });
-           },
-           py::arg("observations"), "(N,) values, in the units of the rewards.");
+      .def(
+          "predict",
+          [](const PyValueFunction& self, py::handle observations) {
+            return visit(self, [&](auto& model) {
+              using T = scalar_of<decltype(model)>;
+              const auto rows =
+                  rows_of<T>(observations, "observations", model.network().spec().inputs);
+              py::array_t<T> out(rows.count);
+              T* to = out.mutable_data();
+              {
+                const py::gil_scoped_release release;  // plain memory from here on
+                model.predict(rows.view(), to);
+              }
+              return rows.drop_axis(std::move(out));
+            });
+          },
+          py::arg("observations"), "(N,) values, in the units of the rewards.");
 
   py::class_<FitReport>(m, "FitReport", py::is_final(), "What a fit of a value function did.")
       .def_readonly("accepted", &FitReport::accepted,
@@ -100,9 +102,10 @@ in; fits move it with their targets and change the last layer with it, so that V
       .def_readonly("loss_before", &FitReport::loss_before,
                     "(1/2N) sum (V - target)^2 / std^2 before the fit.")
       .def_readonly("loss", &FitReport::loss, "The same after it.")
-      .def_readonly("explained_variance_before", &FitReport::explained_variance_before,
-                    "1 - Var(target - V) / Var(target) before the fit: an honest figure, on data not "
-                    "yet fitted.")
+      .def_readonly(
+          "explained_variance_before", &FitReport::explained_variance_before,
+          "1 - Var(target - V) / Var(target) before the fit: an honest figure, on data not "
+          "yet fitted.")
       .def_readonly("explained_variance", &FitReport::explained_variance, "The same after it.")
       .def_readonly("steps", &FitReport::steps, "Steps taken.")
       .def_readonly("damping", &FitReport::damping, "Damping at the end (Gauss-Newton).")
@@ -110,9 +113,8 @@ in; fits move it with their targets and change the last layer with it, so that V
           "message", [](const FitReport& r) { return std::string(r.message.data()); },
           "A sentence with the numbers.")
       .def_readonly("seconds", &FitReport::seconds, "Wall-clock time.")
-      .def("__repr__", [](const FitReport& r) {
-        return "FitReport(" + std::string(r.message.data()) + ")";
-      });
+      .def("__repr__",
+           [](const FitReport& r) { return "FitReport(" + std::string(r.message.data()) + ")"; });
 
   py::class_<PyGaussNewtonFit>(m, "GaussNewtonFit", R"(Least squares by damped Gauss-Newton steps.
 

@@ -41,8 +41,8 @@ class PyFisher {
   static std::unique_ptr<PyFisher> make(std::shared_ptr<Policy<T>> policy, py::handle observations,
                                         double damping, FisherKind kind, py::handle given_actions,
                                         py::handle given_weights, double fraction) {
-    const auto rows = rows_of<T>(observations, "observations", policy->network().spec().inputs,
-                                 false, false);
+    const auto rows =
+        rows_of<T>(observations, "observations", policy->network().spec().inputs, false, false);
     const Index width = action_size(policy->distribution());
     Array<T> actions;
     if (kind == FisherKind::empirical) {

@@ -1,5 +1,7 @@
 """Misuse: every argument of every entry, an error that names it, and nothing changed."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -349,10 +351,20 @@ def test_unknown_options_are_refused_by_name():
         (lambda: core.Bernoulli(0), "n"),
         (lambda: core.MultiCategorical(()), "sizes"),
         (lambda: core.MultiCategorical((3, 0)), "sizes"),
+        (lambda: core.DiagonalGaussian(2**62), "n"),
+        (lambda: core.MultiCategorical([2**62] * 4), "sizes"),
     ],
-    ids=["Categorical(0)", "Gaussian(0)", "Bernoulli(0)", "()", "(3, 0)"],
+    ids=[
+        "Categorical(0)",
+        "Gaussian(0)",
+        "Bernoulli(0)",
+        "()",
+        "(3, 0)",
+        "Gaussian(2**62)",
+        "(2**62, ...)",
+    ],
 )
-def test_empty_distributions_are_refused_by_name(make, name):
+def test_empty_and_uncountable_distributions_are_refused_by_name(make, name):
     with pytest.raises(ValueError, match=rf"\b{name}\b"):
         make()
 
@@ -664,6 +676,31 @@ def test_objects_of_the_wrong_class_are_refused():
         core.GaussNewtonFit()(s.p.core, s.obs, s.adv)
     with pytest.raises(TypeError):
         s.p.core.sample(s.obs, 3)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "core.Policy.__new__(core.Policy).parameters",
+        "core.Policy.__new__(core.Policy).outputs([[0.0]])",
+        "core.ValueFunction.__new__(core.ValueFunction).predict([[0.0]])",
+        "core.Fisher.__new__(core.Fisher).to_dense()",
+    ],
+)
+def test_an_object_that_was_never_initialised_raises_and_does_not_crash(use):
+    """As in a subclass that uses itself before it calls super().__init__()."""
+    program = f"""
+from natgrad import _core as core
+try:
+    {use}
+except Exception as error:
+    print("refused")
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, f"exit status {run.returncode}"
+    assert run.stdout.strip() == "refused"
 
 
 def test_the_abstract_distribution_cannot_be_made():

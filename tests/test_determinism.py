@@ -154,8 +154,8 @@ def test_every_instruction_set_level_agrees_with_the_oracle_and_with_any_number_
         "[test(Exactness(), 'two-layers', 'gaussian', activation, dtype)"
         " for test in (f.test_the_exact_fisher_equals_the_oracles,"
         " p.test_every_quantity_equals_the_oracles)"
-        " for activation in p.ACTIVATIONS for dtype in p.DTYPES];"
-        "[t.test_any_number_of_threads_gives_the_same_bits('gaussian', d) for d in p.DTYPES]"
+        " for activation in ('tanh', 'gelu', 'elu') for dtype in p.DTYPES];"
+        "t.test_any_number_of_threads_gives_the_same_bits('gaussian', 'float32')"
     )
     found = levels()
     assert "baseline" in found
@@ -259,6 +259,28 @@ def test_updates_of_different_policies_may_run_at_the_same_time():
     for thread in threads:
         thread.join()
     assert together == one_by_one
+
+
+def test_one_policy_and_one_update_may_be_shared_by_threads():
+    p = make_problem("gaussian", count=60)
+    update, F, errors = core.TrustRegionUpdate(), core.Fisher(p.core, p.observations), []
+    v = np.ones(p.theta.size)
+    product = (F @ v).tobytes()
+
+    def work():
+        for _ in range(50):
+            report = update(p.core, p.batch)
+            if not (report.accepted and report.kl <= 0.01 and (F @ v).tobytes() == product):
+                errors.append(report)
+            p.core.outputs(p.observations)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert np.all(np.isfinite(p.core.parameters))
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")

@@ -194,6 +194,12 @@ def test_assigning_parameters_copies_into_the_same_memory():
     np.testing.assert_array_equal(view, np.arange(p.theta.size) / p.theta.size + 1.0)
 
 
+def test_parameters_may_be_assigned_from_a_view_of_themselves():
+    p = make_problem()
+    p.core.parameters = p.core.parameters[::-1]
+    np.testing.assert_array_equal(p.core.parameters, p.theta[::-1])
+
+
 def test_the_view_of_the_parameters_outlives_the_policy():
     p = make_problem()
     view, want = p.core.parameters, p.core.parameters.copy()

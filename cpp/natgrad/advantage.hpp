@@ -17,18 +17,16 @@ namespace natgrad {
 // row that is not valid (the reset of a next-step autoreset) has advantage 0 and ends the sum.
 struct Trajectories {
   Index steps = 0, environments = 0;
-  const double* rewards = nullptr;            // (T, n), all row-major
-  const double* values = nullptr;             // (T, n)
-  const double* next_values = nullptr;        // (T, n)
-  const std::uint8_t* terminated = nullptr;   // (T, n)
-  const std::uint8_t* truncated = nullptr;    // (T, n)
-  const std::uint8_t* valid = nullptr;        // (T, n), or null: all
+  const double* rewards = nullptr;           // (T, n), all row-major
+  const double* values = nullptr;            // (T, n)
+  const double* next_values = nullptr;       // (T, n)
+  const std::uint8_t* terminated = nullptr;  // (T, n)
+  const std::uint8_t* truncated = nullptr;   // (T, n)
+  const std::uint8_t* valid = nullptr;       // (T, n), or null: all
 };
 
-void generalized_advantages(const Trajectories& trajectories,
-                            double gamma,
-                            double lambda,
-                            double* advantages,   // (T, n)
-                            double* returns);     // (T, n): A_t + V(s_t)
+void generalized_advantages(const Trajectories& trajectories, double gamma, double lambda,
+                            double* advantages,  // (T, n)
+                            double* returns);    // (T, n): A_t + V(s_t)
 
 }  // namespace natgrad

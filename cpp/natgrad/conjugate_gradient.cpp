@@ -108,7 +108,8 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
     }
     for (Index i = 0; i < n; ++i) x[i] += alpha * p[i];
     ++summary.iterations;
-    if (options.residual_replacement > 0 && summary.iterations % options.residual_replacement == 0) {
+    if (options.residual_replacement > 0 &&
+        summary.iterations % options.residual_replacement == 0) {
       exact_residual();
     } else {
       for (Index i = 0; i < n; ++i) r[i] -= alpha * q[i];

@@ -26,31 +26,31 @@ enum class CgStatus {
 
 struct CgOptions {
   double damping = 0;
-  double rtol = 1e-10;             // ||r|| <= rtol ||b||
-  double atol = 0;                 // ||r|| <= atol
-  int max_iterations = 10;         // the custom since Schulman et al. (2015)
-  int residual_replacement = 50;   // iterations between exact residuals; 0 = never
+  double rtol = 1e-10;            // ||r|| <= rtol ||b||
+  double atol = 0;                // ||r|| <= atol
+  int max_iterations = 10;        // the custom since Schulman et al. (2015)
+  int residual_replacement = 50;  // iterations between exact residuals; 0 = never
 };
 
 struct CgSummary {
   CgStatus status = CgStatus::ZERO_RHS;
   int iterations = 0;
-  double residual_norm = 0;        // ||b - (A + damping I) x||
-  double rhs_norm = 0;             // ||b||
-  double quadratic_form = 0;       // x'Ax, without damping
-  double curvature = 0;            // p'(A + damping I)p of the last direction
+  double residual_norm = 0;   // ||b - (A + damping I) x||
+  double rhs_norm = 0;        // ||b||
+  double quadratic_form = 0;  // x'Ax, without damping
+  double curvature = 0;       // p'(A + damping I)p of the last direction
 
   double relative_residual() const { return rhs_norm > 0 ? residual_norm / rhs_norm : 0; }
 };
 
 struct CgScratch {
-  Buffer<double> r, p, z, q;       // (n) each
+  Buffer<double> r, p, z, q;  // (n) each
 };
 
-CgSummary conjugate_gradient(LinearOperator a,                     // y = A x
+CgSummary conjugate_gradient(LinearOperator a,  // y = A x
                              Index n,
-                             const double* b,                      // (n)
-                             double* x,                            // (n) start in, solution out
+                             const double* b,  // (n)
+                             double* x,        // (n) start in, solution out
                              const CgOptions& options,
                              const LinearOperator* preconditioner,  // z = M^-1 r, or null
                              CgScratch* scratch);

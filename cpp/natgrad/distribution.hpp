@@ -38,15 +38,24 @@ struct Categoricals {
   Index parameter_size() const { return total; }
   Index action_size() const { return static_cast<Index>(sizes.size()); }
 
-  template <class T> double log_prob(const T* y, const T* action) const;
-  template <class T> double entropy(const T* y) const;
-  template <class T> double kl(const T* old_y, const T* y) const;
-  template <class T> void score(const T* y, const T* action, double scale, T* out) const;
-  template <class T> void sample(const T* y, RandomStream random, T* action) const;
-  template <class T> void mode(const T* y, T* action) const;
-  template <class T> void curvature(const T* y, T* s) const;
-  template <class T> void fisher_product(const T* s, const T* u, double scale, T* out) const;
-  template <class T> void fisher_sqrt_column(const T* s, Index column, double scale, T* out) const;
+  template <class T>
+  double log_prob(const T* y, const T* action) const;
+  template <class T>
+  double entropy(const T* y) const;
+  template <class T>
+  double kl(const T* old_y, const T* y) const;
+  template <class T>
+  void score(const T* y, const T* action, double scale, T* out) const;
+  template <class T>
+  void sample(const T* y, RandomStream random, T* action) const;
+  template <class T>
+  void mode(const T* y, T* action) const;
+  template <class T>
+  void curvature(const T* y, T* s) const;
+  template <class T>
+  void fisher_product(const T* s, const T* u, double scale, T* out) const;
+  template <class T>
+  void fisher_sqrt_column(const T* s, Index column, double scale, T* out) const;
 };
 
 struct DiagonalGaussian {
@@ -56,15 +65,24 @@ struct DiagonalGaussian {
   Index parameter_size() const { return 2 * n; }
   Index action_size() const { return n; }
 
-  template <class T> double log_prob(const T* y, const T* action) const;
-  template <class T> double entropy(const T* y) const;
-  template <class T> double kl(const T* old_y, const T* y) const;
-  template <class T> void score(const T* y, const T* action, double scale, T* out) const;
-  template <class T> void sample(const T* y, RandomStream random, T* action) const;
-  template <class T> void mode(const T* y, T* action) const;
-  template <class T> void curvature(const T* y, T* s) const;
-  template <class T> void fisher_product(const T* s, const T* u, double scale, T* out) const;
-  template <class T> void fisher_sqrt_column(const T* s, Index column, double scale, T* out) const;
+  template <class T>
+  double log_prob(const T* y, const T* action) const;
+  template <class T>
+  double entropy(const T* y) const;
+  template <class T>
+  double kl(const T* old_y, const T* y) const;
+  template <class T>
+  void score(const T* y, const T* action, double scale, T* out) const;
+  template <class T>
+  void sample(const T* y, RandomStream random, T* action) const;
+  template <class T>
+  void mode(const T* y, T* action) const;
+  template <class T>
+  void curvature(const T* y, T* s) const;
+  template <class T>
+  void fisher_product(const T* s, const T* u, double scale, T* out) const;
+  template <class T>
+  void fisher_sqrt_column(const T* s, Index column, double scale, T* out) const;
 };
 
 struct Bernoulli {
@@ -73,15 +91,24 @@ struct Bernoulli {
   Index parameter_size() const { return n; }
   Index action_size() const { return n; }
 
-  template <class T> double log_prob(const T* y, const T* action) const;
-  template <class T> double entropy(const T* y) const;
-  template <class T> double kl(const T* old_y, const T* y) const;
-  template <class T> void score(const T* y, const T* action, double scale, T* out) const;
-  template <class T> void sample(const T* y, RandomStream random, T* action) const;
-  template <class T> void mode(const T* y, T* action) const;
-  template <class T> void curvature(const T* y, T* s) const;
-  template <class T> void fisher_product(const T* s, const T* u, double scale, T* out) const;
-  template <class T> void fisher_sqrt_column(const T* s, Index column, double scale, T* out) const;
+  template <class T>
+  double log_prob(const T* y, const T* action) const;
+  template <class T>
+  double entropy(const T* y) const;
+  template <class T>
+  double kl(const T* old_y, const T* y) const;
+  template <class T>
+  void score(const T* y, const T* action, double scale, T* out) const;
+  template <class T>
+  void sample(const T* y, RandomStream random, T* action) const;
+  template <class T>
+  void mode(const T* y, T* action) const;
+  template <class T>
+  void curvature(const T* y, T* s) const;
+  template <class T>
+  void fisher_product(const T* s, const T* u, double scale, T* out) const;
+  template <class T>
+  void fisher_sqrt_column(const T* s, Index column, double scale, T* out) const;
 };
 
 using Distribution = std::variant<Categoricals, DiagonalGaussian, Bernoulli>;
@@ -112,7 +139,9 @@ double log_sum_exp(const T* y, Index n) {
 }
 
 // log(1 + exp(x)) without overflow.
-inline double softplus(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); }
+inline double softplus(double x) {
+  return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x)));
+}
 
 inline double sigmoid(double x) {
   const double e = std::exp(-std::abs(x));
@@ -221,9 +250,11 @@ template <class T>
 void Categoricals::fisher_product(const T* s, const T* u, double scale, T* out) const {
   for (std::size_t j = 0; j < sizes.size(); s += sizes[j], u += sizes[j], out += sizes[j++]) {
     double mean = 0;
-    for (Index i = 0; i < sizes[j]; ++i) mean += static_cast<double>(s[i]) * static_cast<double>(u[i]);
+    for (Index i = 0; i < sizes[j]; ++i)
+      mean += static_cast<double>(s[i]) * static_cast<double>(u[i]);
     for (Index i = 0; i < sizes[j]; ++i) {
-      out[i] = static_cast<T>(scale * static_cast<double>(s[i]) * (static_cast<double>(u[i]) - mean));
+      out[i] =
+          static_cast<T>(scale * static_cast<double>(s[i]) * (static_cast<double>(u[i]) - mean));
     }
   }
 }
@@ -250,7 +281,8 @@ double DiagonalGaussian::log_prob(const T* y, const T* action) const {
   double sum = 0;
   for (Index i = 0; i < n; ++i) {
     const double log_std = static_cast<double>(y[n + i]);
-    const double z = (static_cast<double>(action[i]) - static_cast<double>(y[i])) * std::exp(-log_std);
+    const double z =
+        (static_cast<double>(action[i]) - static_cast<double>(y[i])) * std::exp(-log_std);
     sum -= 0.5 * z * z + log_std + half_log_two_pi;
   }
   return sum;
@@ -270,7 +302,8 @@ double DiagonalGaussian::kl(const T* old_y, const T* y) const {
   for (Index i = 0; i < n; ++i) {
     const double log_std = static_cast<double>(y[n + i]);
     const double d = log_std - static_cast<double>(old_y[n + i]);
-    const double z = (static_cast<double>(y[i]) - static_cast<double>(old_y[i])) * std::exp(-log_std);
+    const double z =
+        (static_cast<double>(y[i]) - static_cast<double>(old_y[i])) * std::exp(-log_std);
     kl += 0.5 * (std::expm1(-2 * d) + 2 * d + z * z);
   }
   return kl;

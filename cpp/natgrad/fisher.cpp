@@ -148,29 +148,30 @@ void Fisher<T>::to_dense(double* out) {
   const std::size_t blocks = layers.size() + 1;
   const Index count = size();
   std::vector<RowMajor> outer(blocks * blocks), total(blocks * blocks);
-  for_each_adjoint([&](const std::vector<RowMajor>& h, const std::vector<RowMajor>& d, Index column) {
-    for (std::size_t l = 0; l < blocks; ++l) {
-      for (std::size_t m = l; m < blocks; ++m) {
-        const Index rows = d[l].rows(), out_l = d[l].cols(), out_m = d[m].cols();
-        if (out_l * out_m == 0) continue;
-        RowMajor& g = outer[l * blocks + m];
-        if (column == 0) g.setZero(rows, out_l * out_m);
-        for (Index r = 0; r < rows; ++r) {
-          Eigen::Map<RowMajor>(g.row(r).data(), out_l, out_m).noalias() +=
-              d[l].row(r).transpose() * d[m].row(r);
+  for_each_adjoint(
+      [&](const std::vector<RowMajor>& h, const std::vector<RowMajor>& d, Index column) {
+        for (std::size_t l = 0; l < blocks; ++l) {
+          for (std::size_t m = l; m < blocks; ++m) {
+            const Index rows = d[l].rows(), out_l = d[l].cols(), out_m = d[m].cols();
+            if (out_l * out_m == 0) continue;
+            RowMajor& g = outer[l * blocks + m];
+            if (column == 0) g.setZero(rows, out_l * out_m);
+            for (Index r = 0; r < rows; ++r) {
+              Eigen::Map<RowMajor>(g.row(r).data(), out_l, out_m).noalias() +=
+                  d[l].row(r).transpose() * d[m].row(r);
+            }
+            if (column + 1 < columns()) continue;
+            RowMajor inputs(rows, h[l].cols() * h[m].cols());
+            for (Index r = 0; r < rows; ++r) {
+              Eigen::Map<RowMajor>(inputs.row(r).data(), h[l].cols(), h[m].cols()).noalias() =
+                  h[l].row(r).transpose() * h[m].row(r);
+            }
+            RowMajor& sum = total[l * blocks + m];
+            if (sum.size() == 0) sum.setZero(g.cols(), inputs.cols());
+            sum.noalias() += g.transpose() * inputs;
+          }
         }
-        if (column + 1 < columns()) continue;
-        RowMajor inputs(rows, h[l].cols() * h[m].cols());
-        for (Index r = 0; r < rows; ++r) {
-          Eigen::Map<RowMajor>(inputs.row(r).data(), h[l].cols(), h[m].cols()).noalias() =
-              h[l].row(r).transpose() * h[m].row(r);
-        }
-        RowMajor& sum = total[l * blocks + m];
-        if (sum.size() == 0) sum.setZero(g.cols(), inputs.cols());
-        sum.noalias() += g.transpose() * inputs;
-      }
-    }
-  });
+      });
 
   // Where (o, i) of a block stands in theta; i = in is the bias.
   const auto position = [&](std::size_t l, Index o, Index i) {

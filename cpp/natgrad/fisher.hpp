@@ -33,10 +33,9 @@ class Fisher {
 
   // Reads the distribution parameters of `policy`, which must outlive this. `actions` are needed by
   // the empirical kind; null weights are ones. Both arrays have one entry for each row of policy.
-  void attach(LinearizedPolicy<T>* policy,
-              FisherKind kind,
-              Matrix<const T> actions,     // (N, action size)
-              const double* weights);      // (N)
+  void attach(LinearizedPolicy<T>* policy, FisherKind kind,
+              Matrix<const T> actions,  // (N, action size)
+              const double* weights);   // (N)
 
   Index size() const { return policy_->policy->parameter_count(); }
 

@@ -19,9 +19,9 @@ enum class LineSearchStatus {
 };
 
 struct LineSearchOptions {
-  double shrink = 0.8;       // sb3-contrib, tianshou and Spinning Up alike
-  int max_backtracks = 10;   // fractions tried in all
-  double accept_ratio = 0;   // strict improvement; 0.1 asks for a tenth of the predicted one
+  double shrink = 0.8;      // sb3-contrib, tianshou and Spinning Up alike
+  int max_backtracks = 10;  // fractions tried in all
+  double accept_ratio = 0;  // strict improvement; 0.1 asks for a tenth of the predicted one
 };
 
 struct Candidate {
@@ -32,15 +32,14 @@ struct Candidate {
 
 struct LineSearchSummary {
   LineSearchStatus status = LineSearchStatus::LINE_SEARCH_FAILED;
-  double fraction = 0;       // accepted; 0 if none was
-  Candidate candidate;       // the accepted one, or the last one tried
+  double fraction = 0;  // accepted; 0 if none was
+  Candidate candidate;  // the accepted one, or the last one tried
   int evaluations = 0;
-  int non_finite = 0;        // candidates that could not be evaluated
+  int non_finite = 0;  // candidates that could not be evaluated
 };
 
 LineSearchSummary backtracking_line_search(FunctionRef<Candidate(double fraction)> evaluate,
-                                           double expected_improvement,
-                                           double max_kl,
+                                           double expected_improvement, double max_kl,
                                            const LineSearchOptions& options);
 
 }  // namespace natgrad

@@ -162,10 +162,10 @@ UpdateReport TrustRegionUpdate<T>::operator()(Policy<T>& policy, const Batch<T>&
     report.backtracks = search.evaluations;
     const bool non_finite = search.non_finite == search.evaluations;
     report.status = non_finite ? UpdateStatus::NON_FINITE : UpdateStatus::LINE_SEARCH_FAILED;
-    report.message = format("none of %d candidates was acceptable, %d not finite; the last had kl %.3g "
-                            "(bound %.3g) and improvement %.3g",
-                            search.evaluations, search.non_finite, report.kl, options_.max_kl,
-                            report.improvement);
+    report.message = format(
+        "none of %d candidates was acceptable, %d not finite; the last had kl %.3g "
+        "(bound %.3g) and improvement %.3g",
+        search.evaluations, search.non_finite, report.kl, options_.max_kl, report.improvement);
   }
   return finish();
 }
@@ -210,8 +210,8 @@ UpdateReport PolicyGradientUpdate<T>::operator()(Policy<T>& policy, const Batch<
       accept(&policy, candidate_.data(), 1, std::sqrt(dot(step_.data(), step_.data(), n)), &report);
     } else {
       report.status = UpdateStatus::NON_FINITE;
-      report.message = format("the step leads to kl %g and improvement %g", report.kl,
-                              report.improvement);
+      report.message =
+          format("the step leads to kl %g and improvement %g", report.kl, report.improvement);
     }
   }
   report.timings.total = total.lap();

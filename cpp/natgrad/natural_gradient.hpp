@@ -16,20 +16,20 @@
 namespace natgrad {
 
 enum class UpdateStatus {
-  ACCEPTED,               // a step was taken
-  ZERO_GRADIENT,          // nothing to do
-  ZERO_ADVANTAGES,        // nothing to do
-  LINE_SEARCH_FAILED,     // no fraction of the step was acceptable
-  NON_FINITE,             // outputs, gradient, or every candidate were not finite
-  NOT_POSITIVE_DEFINITE   // x'Fx <= 0: the step has no length
+  ACCEPTED,              // a step was taken
+  ZERO_GRADIENT,         // nothing to do
+  ZERO_ADVANTAGES,       // nothing to do
+  LINE_SEARCH_FAILED,    // no fraction of the step was acceptable
+  NON_FINITE,            // outputs, gradient, or every candidate were not finite
+  NOT_POSITIVE_DEFINITE  // x'Fx <= 0: the step has no length
 };
 
 // Wall-clock seconds of the parts of an update.
 struct UpdateTimings {
-  double forward = 0;   // linearisation of the policy on the batch
+  double forward = 0;  // linearisation of the policy on the batch
   double gradient = 0;
-  double solve = 0;     // conjugate gradients, Fisher products included
-  double search = 0;    // candidates of the line search
+  double solve = 0;   // conjugate gradients, Fisher products included
+  double search = 0;  // candidates of the line search
   double total = 0;
 };
 
@@ -44,21 +44,21 @@ struct UpdateReport {
   double surrogate = 0;             // at the old parameters
   double entropy = 0;               // of the old policy, mean over the batch
   double gradient_norm = 0;
-  double step_norm = 0;             // of the step taken; 0 unless accepted
+  double step_norm = 0;  // of the step taken; 0 unless accepted
   CgSummary cg;
   UpdateTimings timings;
 };
 
 struct TrustRegionOptions {
-  double max_kl = 0.01;            // delta; Schulman et al. (2015), section 8
-  double damping = 0.1;            // of F in the solve; the custom of all implementations
-  int cg_iterations = 10;          // Schulman et al. (2015), appendix C
+  double max_kl = 0.01;    // delta; Schulman et al. (2015), section 8
+  double damping = 0.1;    // of F in the solve; the custom of all implementations
+  int cg_iterations = 10;  // Schulman et al. (2015), appendix C
   double cg_rtol = 1e-10;
   std::optional<LineSearchOptions> line_search = LineSearchOptions{};  // none: the closed-form step
   bool normalize_advantages = false;  // to mean 0 and standard deviation 1 over the batch
   FisherKind fisher = FisherKind::exact;
-  double curvature_fraction = 1;   // of the observations, evenly spaced, in F alone
-  bool damped_step = false;        // scale the step by x'(F + damping I)x instead of x'Fx
+  double curvature_fraction = 1;  // of the observations, evenly spaced, in F alone
+  bool damped_step = false;       // scale the step by x'(F + damping I)x instead of x'Fx
 };
 
 template <class T>
@@ -77,7 +77,7 @@ class TrustRegionUpdate {
   TrustRegionOptions options_;
   Surrogate<T> surrogate_;
   Fisher<T> fisher_;
-  LinearizedPolicy<T> subsample_;      // where the curvature has a batch of its own
+  LinearizedPolicy<T> subsample_;  // where the curvature has a batch of its own
   Buffer<T> subsample_observations_, subsample_actions_;
   CgScratch cg_;
   Buffer<double> gradient_, solution_;
@@ -86,7 +86,7 @@ class TrustRegionUpdate {
 
 struct PolicyGradientOptions {
   double learning_rate = 0.01;
-  bool adam = true;                    // Kingma and Ba (2015); false: theta += learning_rate g
+  bool adam = true;  // Kingma and Ba (2015); false: theta += learning_rate g
   bool normalize_advantages = false;
 };
 

@@ -83,7 +83,8 @@ Network<T>::Network(NetworkSpec spec)
     for (double& w : weights) w = random.normal() / spec_.fourier_bandwidth;
     const Index padded = round_up(spec_.fourier_features, kLanes<T>);
     fourier_.forward.emplace_back(spec_.inputs * padded);
-    pack_transposed(weights.data(), spec_.fourier_features, spec_.inputs, fourier_.forward[0].data());
+    pack_transposed(weights.data(), spec_.fourier_features, spec_.inputs,
+                    fourier_.forward[0].data());
     fourier_.bias.emplace_back(padded);
     for (Index i = 0; i < spec_.fourier_features; ++i) {
       fourier_.bias[0][i] = static_cast<T>(6.283185307179586476925 * (random.uniform() - 0.5));
@@ -455,8 +456,8 @@ void Linearization<T>::sweep(const double* direction,
   accumulators_.resize(shards_ * accumulator_size_);
   accumulators_.fill_zero();
   for_each_tile([&](Index first, Index rows, int shard, Worker* worker) {
-    const Matrix<const T> u = direction != nullptr ? forward_mode(first, rows, direction, worker)
-                                                   : Matrix<const T>{};
+    const Matrix<const T> u =
+        direction != nullptr ? forward_mode(first, rows, direction, worker) : Matrix<const T>{};
     const Matrix<T> d = scratch(worker->cotangent, rows, network_->output_columns());
     fill(first, u, d);
     reverse(first, d, accumulators_.data() + shard * accumulator_size_, worker);

@@ -22,14 +22,14 @@ using kernels::Activation;
 enum class Initialization { orthogonal, scaled };
 
 struct NetworkSpec {
-  Index inputs = 0;                  // observation size
-  std::vector<Index> hidden;         // widths; empty for a linear policy
-  Index outputs = 0;                 // outputs computed from the observation
-  Index free_outputs = 0;            // outputs that are parameters
+  Index inputs = 0;           // observation size
+  std::vector<Index> hidden;  // widths; empty for a linear policy
+  Index outputs = 0;          // outputs computed from the observation
+  Index free_outputs = 0;     // outputs that are parameters
   Activation activation = Activation::tanh;
-  Index fourier_features = 0;        // 0: none
-  double fourier_bandwidth = 1;      // nu of Rajeswaran et al. (2017): sin(P x / nu + phi)
-  std::uint64_t seed = 0;            // of the Fourier features and of the initial weights
+  Index fourier_features = 0;    // 0: none
+  double fourier_bandwidth = 1;  // nu of Rajeswaran et al. (2017): sin(P x / nu + phi)
+  std::uint64_t seed = 0;        // of the Fourier features and of the initial weights
 };
 
 struct Layer {
@@ -94,26 +94,23 @@ template <class T>
 class Linearization {
  public:
   // Forward pass; keeps h_l and, for silu and gelu, act'(z_l). `packed` must outlive the passes.
-  void evaluate(const Network<T>& network,
-                const PackedLayers<T>& packed,
-                const T* free_values,               // (free_outputs)
-                Matrix<const T> observations);      // (N, inputs)
+  void evaluate(const Network<T>& network, const PackedLayers<T>& packed,
+                const T* free_values,           // (free_outputs)
+                Matrix<const T> observations);  // (N, inputs)
 
   Index rows() const { return rows_; }
   Matrix<const T> outputs() const;  // (N, outputs + free outputs)
 
   // Outputs at other parameters on the same batch, tile by tile, nothing kept:
   // visit(first row, y (rows, K), shard). Tiles of a shard are visited in order.
-  void evaluate_at(const PackedLayers<T>& packed,
-                   const T* free_values,
+  void evaluate_at(const PackedLayers<T>& packed, const T* free_values,
                    FunctionRef<void(Index first, Matrix<const T> y, int shard)> visit);
 
   // gradient = sum_n J_n' d_n, with the rows d_n supplied tile by tile:
   // fill(first row, u (rows, K), d (rows, K)) writes d. With a direction v (parameter_count values),
   // u_n = J_n v; without one u is empty.
   void sweep(const double* direction,
-             FunctionRef<void(Index first, Matrix<const T> u, Matrix<T> d)> fill,
-             double* gradient);
+             FunctionRef<void(Index first, Matrix<const T> u, Matrix<T> d)> fill, double* gradient);
 
   // Adjoints of one tile: d (rows, K) is pulled back through all layers; adjoints[l] (rows, out_l)
   // is the derivative with respect to z_l. For dense matrices and diagonals.
@@ -148,8 +145,8 @@ class Linearization {
   std::vector<Buffer<T>> activations_;  // h_0 .. h_{L-1}
   std::vector<Buffer<T>> slopes_;       // act'(z_1) .. act'(z_{L-1}), silu and gelu only
   Buffer<T> outputs_;
-  Buffer<T> accumulators_;              // (shards, accumulator_size_)
-  std::vector<Index> gradient_offsets_; // of g_W within an accumulator; g_b follows it
+  Buffer<T> accumulators_;               // (shards, accumulator_size_)
+  std::vector<Index> gradient_offsets_;  // of g_W within an accumulator; g_b follows it
   Index free_gradient_offset_ = 0, accumulator_size_ = 0;
   std::vector<Worker> workers_;
 };

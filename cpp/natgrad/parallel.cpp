@@ -112,18 +112,18 @@ int default_threads() {
 }
 
 std::atomic<int> wanted_threads{0};
-std::mutex pool_mutex;            // held while the pool is in use
-Pool* pool = nullptr;             // leaked at exit: its threads may outlive static destruction
-thread_local bool inside = false; // this thread is already working for the pool
+std::mutex pool_mutex;             // held while the pool is in use
+Pool* pool = nullptr;              // leaked at exit: its threads may outlive static destruction
+thread_local bool inside = false;  // this thread is already working for the pool
 
 // A forked child has none of the pool's threads: it forgets the pool and makes another when needed.
 // The lock is taken around fork so that the child never inherits it locked.
-[[maybe_unused]] const int fork_handlers = pthread_atfork(
-    [] { pool_mutex.lock(); }, [] { pool_mutex.unlock(); },
-    [] {
-      pool = nullptr;
-      pool_mutex.unlock();
-    });
+[[maybe_unused]] const int fork_handlers =
+    pthread_atfork([] { pool_mutex.lock(); }, [] { pool_mutex.unlock(); },
+                   [] {
+                     pool = nullptr;
+                     pool_mutex.unlock();
+                   });
 
 }  // namespace
 
@@ -136,7 +136,9 @@ int num_threads() {
   return n;
 }
 
-void set_num_threads(int n) { wanted_threads.store(n); }
+void set_num_threads(int n) {
+  wanted_threads.store(n);
+}
 
 void parallel_for(int tasks, FunctionRef<void(int, int)> f) {
   const int threads = num_threads();

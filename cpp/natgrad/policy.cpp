@@ -142,8 +142,8 @@ void Policy<T>::score(Matrix<const T> observations, Matrix<const T> actions, con
               for (Index r = 0; r < d.rows; ++r) {
                 const Index n = first + r;
                 const double weight = weights != nullptr ? weights[n] : 1.0;
-                distribution.score(y.row(n), actions.row(n),
-                                   weight / static_cast<double>(y.rows), d.row(r));
+                distribution.score(y.row(n), actions.row(n), weight / static_cast<double>(y.rows),
+                                   d.row(r));
               }
             },
             out);

@@ -15,7 +15,8 @@ namespace natgrad {
 template <class T>
 class ParameterizedNetwork {
  public:
-  ParameterizedNetwork(NetworkSpec spec, Initialization kind, double output_scale, double free_value);
+  ParameterizedNetwork(NetworkSpec spec, Initialization kind, double output_scale,
+                       double free_value);
 
   Network<T>& network() { return network_; }
   const Network<T>& network() const { return network_; }
@@ -40,10 +41,10 @@ class ParameterizedNetwork {
 // Observations, and what was done in them.
 template <class T>
 struct Batch {
-  Matrix<const T> observations;         // (N, inputs)
-  Matrix<const T> actions;              // (N, action size)
-  const double* advantages = nullptr;   // (N)
-  const double* log_probs = nullptr;    // (N) of the behaviour policy; null: the current policy's
+  Matrix<const T> observations;        // (N, inputs)
+  Matrix<const T> actions;             // (N, action size)
+  const double* advantages = nullptr;  // (N)
+  const double* log_probs = nullptr;   // (N) of the behaviour policy; null: the current policy's
   Index rows() const { return observations.rows; }
 };
 

@@ -41,7 +41,9 @@ struct Matrix {
   Index stride = 0;
 
   T* row(Index r) const { return data + r * stride; }
-  Matrix middle_rows(Index first, Index count) const { return {row(first), count, columns, stride}; }
+  Matrix middle_rows(Index first, Index count) const {
+    return {row(first), count, columns, stride};
+  }
   operator Matrix<const T>() const { return {data, rows, columns, stride}; }
 };
 
@@ -65,8 +67,8 @@ class Buffer {
 
   void resize(Index size) {
     if (size > capacity_) {
-      const auto bytes = static_cast<std::size_t>(
-          round_up(size * static_cast<Index>(sizeof(T)), kAlignment));
+      const auto bytes =
+          static_cast<std::size_t>(round_up(size * static_cast<Index>(sizeof(T)), kAlignment));
       storage_.reset(static_cast<T*>(::operator new(bytes, std::align_val_t{kAlignment})));
       std::memset(static_cast<void*>(storage_.get()), 0, bytes);
       capacity_ = size;

@@ -51,16 +51,16 @@ class Transaction {
   // 1 - Var(t - V) / Var(t); 0 for constant targets, which leave nothing to explain.
   double explained_variance(const Matrix<const T>& z, const Buffer<double>& scaled) const {
     const double std = value_function_.target_std();
-    const Moments residual = moments(z.rows, [&](Index i) {
-      return std * (scaled[i] - static_cast<double>(*z.row(i)));
-    });
+    const Moments residual = moments(
+        z.rows, [&](Index i) { return std * (scaled[i] - static_cast<double>(*z.row(i))); });
     return target_variance_ > 0 ? 1 - residual.variance / target_variance_ : 0;
   }
 
   FitReport& close(FitReport* report) {
     const T* theta = value_function_.parameters();
-    const bool finite = std::isfinite(report->loss) &&
-                        std::all_of(theta, theta + saved_.size(), [](T x) { return std::isfinite(x); });
+    const bool finite =
+        std::isfinite(report->loss) &&
+        std::all_of(theta, theta + saved_.size(), [](T x) { return std::isfinite(x); });
     report->accepted = finite && report->loss <= report->loss_before;
     if (!report->accepted) {
       std::copy_n(saved_.data(), saved_.size(), value_function_.parameters());
@@ -167,14 +167,13 @@ FitReport GaussNewtonFit<T>::operator()(ValueFunction<T>& value_function,
           out);
     };
     double* x = solution_.data();
-    const CgSummary solve =
-        conjugate_gradient(product, n, gradient_.data(), x, cg, nullptr, &cg_);
+    const CgSummary solve = conjugate_gradient(product, n, gradient_.data(), x, cg, nullptr, &cg_);
     if (!(solve.quadratic_form > 0)) break;  // the gradient is 0, or not finite
 
     // At most max_change in the mean square of z; then the reduction that the model predicts.
     const double shrink = std::min(1.0, std::sqrt(options_.max_change / solve.quadratic_form));
-    const double predicted = shrink * dot(gradient_.data(), x, n) -
-                             0.5 * shrink * shrink * solve.quadratic_form;
+    const double predicted =
+        shrink * dot(gradient_.data(), x, n) - 0.5 * shrink * shrink * solve.quadratic_form;
     for (Index i = 0; i < n; ++i) {
       candidate_[i] = static_cast<T>(static_cast<double>(theta[i]) - shrink * x[i]);
     }

@@ -16,17 +16,17 @@ struct FitReport {
   bool accepted = false;
   double loss_before = 0, loss = 0;  // (1/2N) sum (z - t)^2, in units of the target's std
   double explained_variance_before = 0, explained_variance = 0;  // 1 - Var(t - V) / Var(t)
-  int steps = 0;                     // steps taken
-  double damping = 0;                // at the end (Gauss-Newton)
+  int steps = 0;                                                 // steps taken
+  double damping = 0;                                            // at the end (Gauss-Newton)
   double seconds = 0;
   std::array<char, 256> message{};
 };
 
 struct GaussNewtonOptions {
-  int steps = 5;             // attempts, each one gradient, one solve, one evaluation
+  int steps = 5;  // attempts, each one gradient, one solve, one evaluation
   int cg_iterations = 10;
-  double damping = 0.1;      // at the start; then adapted (Levenberg and Marquardt)
-  double max_change = 0.1;   // bound on the mean squared change of z in one step
+  double damping = 0.1;     // at the start; then adapted (Levenberg and Marquardt)
+  double max_change = 0.1;  // bound on the mean squared change of z in one step
 };
 
 // Gauss-Newton: a value function is a Gaussian with unit variance, so its Fisher matrix is
@@ -58,10 +58,10 @@ class GaussNewtonFit {
 };
 
 struct AdamFitOptions {
-  int epochs = 10;               // sb3-contrib's n_critic_updates
+  int epochs = 10;  // sb3-contrib's n_critic_updates
   Index minibatch_size = 64;
   double learning_rate = 1e-3;
-  std::uint64_t seed = 0;        // of the shuffles
+  std::uint64_t seed = 0;  // of the shuffles
 };
 
 // Minibatch Adam, as most implementations fit their critics.

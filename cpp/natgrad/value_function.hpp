@@ -15,7 +15,7 @@ class ValueFunction : public ParameterizedNetwork<T> {
 
   double target_mean() const { return mean_; }
   double target_std() const { return std_; }
-  void set_target_scale(double mean, double std);  // V unchanged, but for rounding
+  void set_target_scale(double mean, double std);      // V unchanged, but for rounding
   void restore_target_scale(double mean, double std);  // the scale alone: from a checkpoint
 
   void predict(Matrix<const T> observations, T* out);

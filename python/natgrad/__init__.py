@@ -84,9 +84,58 @@ _LAZY = {
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 
-__all__ = sorted(
-    [name for name in globals() if not name.startswith("_") and name not in ("importlib", "Any")]
-)
+__all__ = [
+    "NPG",
+    "REINFORCE",
+    "TRPO",
+    "AdamFit",
+    "Agent",
+    "Batch",
+    "Bernoulli",
+    "Callback",
+    "Categorical",
+    "CgReport",
+    "CgResult",
+    "CgStatus",
+    "CheckpointCallback",
+    "CheckpointError",
+    "DiagonalGaussian",
+    "Distribution",
+    "EnvironmentFault",
+    "Environments",
+    "EvalCallback",
+    "Evaluation",
+    "Fisher",
+    "FitReport",
+    "GaussNewtonFit",
+    "LineSearch",
+    "LineSearchResult",
+    "LineSearchStatus",
+    "MultiCategorical",
+    "NPGConfig",
+    "ParameterBlock",
+    "Policy",
+    "PolicyGradientUpdate",
+    "REINFORCEConfig",
+    "Rng",
+    "Rollout",
+    "StopOnReturn",
+    "TRPOConfig",
+    "TrainingInterrupted",
+    "TrainingStalled",
+    "TrustRegionUpdate",
+    "UpdateReport",
+    "UpdateStatus",
+    "ValueFunction",
+    "backtracking_line_search",
+    "collect",
+    "conjugate_gradient",
+    "evaluate",
+    "gae",
+    "get_num_threads",
+    "set_num_threads",
+    "show_config",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,8 +9,8 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar, Self
@@ -436,47 +436,40 @@ class Agent(ABC):
     @classmethod
     def _load_file(cls, path: Path, env: EnvironmentLike | None) -> Self:
         metadata = checkpoint.read_metadata(path)
-        try:
+        with _refusing_misfits(path):
             actual = ALGORITHMS[metadata["algorithm"]]
             config = actual.config_class.from_options(metadata["config"])
-            progress, env_id = metadata["progress"], metadata["env_id"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise _unfit(path, f"its metadata is not that of an agent ({error})") from error
-        if not issubclass(actual, cls):
-            raise _unfit(path, f"it holds an agent of {actual.__name__}, not of {cls.__name__}")
-        # Before anything is built: what is not in the file shall not be allocated on its word.
-        weights = [config.n_envs]
-        for layers in (config.hidden, config.critic_hidden):
-            sizes = (max(config.fourier_features, 1), *layers, 1)
-            weights += [rows * columns for rows, columns in itertools.pairwise(sizes)]
-        if max(weights) > path.stat().st_size:
-            raise _unfit(path, "its options need more parameters than it has bytes")
-        if env is None:
-            if not isinstance(env_id, str) or ":" in env_id:
-                # gymnasium imports the module before a colon, which a file shall not make it do.
-                raise _unfit(path, f"its environment {env_id!r} has to be passed as `env`")
-            env = env_id
+            if not issubclass(actual, cls):
+                raise ValueError(f"it is an agent of {actual.__name__}, not of {cls.__name__}")
+            # Before anything is built: what is not in the file shall not be allocated on its word.
+            weights = [config.n_envs]
+            for layers in (config.hidden, config.critic_hidden):
+                sizes = (max(config.fourier_features, 1), *layers, 1)
+                weights += [rows * columns for rows, columns in itertools.pairwise(sizes)]
+            if max(weights) > path.stat().st_size:
+                raise ValueError("its options need more parameters than the file has bytes")
+            if env is None:
+                env = metadata["env_id"]
+                if not isinstance(env, str) or ":" in env:
+                    # gymnasium imports what is before a colon, which a file shall not make it do.
+                    raise ValueError(f"its environment {env!r} has to be passed as `env`")
         agent = actual(env, config)
-        try:
-            for network in ("policy", "critic"):
-                ours, theirs = _architecture(agent._identity()[network]), metadata[network]
-                if ours != _architecture(theirs):
-                    raise _unfit(
-                        path,
-                        f"its {network} is {theirs}, which does not fit the spaces of the "
-                        f"environment; wanted {ours}",
-                    )
-            spec = agent._spec(progress)
-        except CheckpointError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise _unfit(path, f"its metadata is not that of an agent ({error})") from error
-        arrays = checkpoint.read_arrays(path, metadata, spec)
-        try:
-            agent._restore(progress, arrays)
-        except (KeyError, TypeError, ValueError) as error:
-            raise _unfit(path, f"its content is not that of an agent ({error})") from error
+        with _refusing_misfits(path):
+            for name, ours in agent._architecture().items():
+                theirs = {key: metadata[name].get(key) for key in ours}
+                if ours != theirs:
+                    raise ValueError(f"the environment wants the {name} {ours}, not {theirs}")
+            progress = metadata["progress"]
+            agent._restore(progress, checkpoint.read_arrays(path, metadata, agent._spec(progress)))
         return agent  # type: ignore[return-value]
+
+    def _architecture(self) -> dict[str, dict[str, Any]]:
+        """What has to agree for parameters to mean the same; the seed is that of fixed features."""
+        initial = ("init", "output_scale", "log_std_init")
+        return {
+            name: {key: value for key, value in network.config.items() if key not in initial}
+            for name, network in (("policy", self.policy), ("critic", self.critic))
+        }
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -673,11 +666,13 @@ class _Signals(AbstractContextManager["_Signals"]):
         self.received = signal.Signals(number)
 
 
-def _architecture(network: Mapping[str, Any]) -> dict[str, Any]:
-    """What has to agree for parameters to mean the same; the seed is that of fixed features."""
-    initial = ("init", "output_scale", "log_std_init")
-    return {key: value for key, value in network.items() if key not in initial}
-
-
-def _unfit(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"cannot use checkpoint {str(path)!r}: {reason}")
+@contextmanager
+def _refusing_misfits(path: Path) -> Iterator[None]:
+    """Whatever does not fit in a checkpoint that is sound as a file becomes a CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        what = f"its metadata lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"cannot use checkpoint {str(path)!r}: {what}") from error

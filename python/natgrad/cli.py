@@ -132,49 +132,62 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _enjoy(arguments: argparse.Namespace) -> int:
-    import gymnasium
-
     from natgrad.evaluation import evaluate
 
     agent = _loaded(arguments.path)
-    frames: list[Any] = []
-    env = agent.make_env(render_mode="human" if arguments.gif is None else "rgb_array")
-    rate = env.metadata.get("render_fps", 30)
-
-    def record(environment: Any) -> None:
-        if len(frames) < arguments.max_frames:
-            frames.append(environment.render())
-
+    animation = _Animation(arguments.max_frames) if arguments.gif is not None else None
     try:
-        result = evaluate(
-            agent,
-            env,
-            episodes=arguments.episodes,
-            seed=arguments.seed,
-            deterministic=not arguments.stochastic,
-            on_step=None if arguments.gif is None else record,
-        )
-    except gymnasium.error.Error as error:  # something that rendering needs is not installed
-        raise UsageError(str(error)) from error
-    finally:
-        env.close()
-    if arguments.gif is not None:
-        _write_gif(arguments.gif, frames, rate)
-        print(f"{len(frames)} frames in {arguments.gif}")
+        env = agent.make_env(render_mode="human" if animation is None else "rgb_array")
+        with env:
+            result = evaluate(
+                agent,
+                env,
+                episodes=arguments.episodes,
+                seed=arguments.seed,
+                deterministic=not arguments.stochastic,
+                on_step=animation,
+            )
+    except Exception as error:  # whatever is missing for rendering fails in a way of its own
+        raise UsageError(f"cannot show {agent.env_id}: {type(error).__name__}: {error}") from error
+    if animation is not None:
+        print(f"{animation.save(arguments.gif)} frames in {arguments.gif}")
     print(f"return {result}")
     return 0
 
 
-def _write_gif(path: str, frames: list[Any], rate: float) -> None:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("GIFs need pillow: pip install 'natgrad[render]'") from error
-    # A GIF counts hundredths of a second, and viewers slow down what lasts less than two.
-    stride = max(1, round(rate / 50))
-    images = [Image.fromarray(frame) for frame in frames[::stride]]
-    duration = max(20, round(100 * stride / rate) * 10)
-    images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
+class _Animation:
+    """Takes pictures of an environment, up to a number of them."""
+
+    def __init__(self, limit: int) -> None:
+        try:
+            from PIL import Image
+        except ImportError as error:
+            raise ImportError("GIFs need pillow: pip install 'natgrad[render]'") from error
+        self._image = Image
+        self._limit = limit
+        self._frames: list[Any] = []
+        self._calls = 0
+        self._stride, self._milliseconds = 1, 20
+
+    def __call__(self, env: Any) -> None:
+        # Viewers slow down pictures that last less than two hundredths of a second.
+        rate = env.metadata.get("render_fps") or 30
+        self._stride = max(1, round(rate / 50))
+        self._milliseconds = max(20, round(100 * self._stride / rate) * 10)
+        if self._calls % self._stride == 0 and len(self._frames) < self._limit:
+            picture = self._image.fromarray(env.render())
+            # With a palette at once, which is how a GIF stores it, in a third of the memory.
+            self._frames.append(picture.convert("P", palette=self._image.Palette.ADAPTIVE))
+        self._calls += 1
+
+    def save(self, path: str) -> int:
+        """Writes the GIF and returns its number of pictures."""
+        first, *others = self._frames
+        first.save(
+            path, format="GIF", save_all=True, append_images=others, loop=0,
+            duration=self._milliseconds,
+        )  # fmt: skip
+        return len(self._frames)
 
 
 def _plot(arguments: argparse.Namespace) -> int:

@@ -30,7 +30,9 @@ typedef ptrdiff_t Index;
 constexpr int kMaxVectors = NATGRAD_VECTOR_BYTES == 64 ? 4 : 2;
 constexpr int kLaneVectors = 64 / NATGRAD_VECTOR_BYTES;  // vectors in a 64-byte lane group
 constexpr int block_height(int vectors) {
-  return NATGRAD_VECTOR_BYTES == 64 ? (vectors == 4 ? 6 : vectors == 3 ? 8 : 12)
+  return NATGRAD_VECTOR_BYTES == 64 ? (vectors == 4   ? 6
+                                       : vectors == 3 ? 8
+                                                      : 12)
                                     : (vectors == 2 ? 6 : 12);
 }
 
@@ -110,7 +112,8 @@ inline Vec<T> derivative(Activation activation, Vec<T> cached) {
 // What happens to a finished accumulator. The activation is a run-time switch outside the k-loop:
 // one predictable branch for every k multiplications.
 template <class T>
-inline __attribute__((always_inline)) void finish(const Multiply<T>& p, Vec<T> acc, Index r, Index c) {
+inline __attribute__((always_inline)) void finish(const Multiply<T>& p, Vec<T> acc, Index r,
+                                                  Index c) {
   switch (p.epilogue) {
     case Epilogue::activate: {
       Vec<T> slope{};

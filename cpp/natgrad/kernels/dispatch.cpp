@@ -6,10 +6,10 @@
 
 namespace natgrad::kernels {
 
-#define NATGRAD_DECLARE_LEVEL(ns)          \
-  namespace ns {                           \
-  extern const Table<float> table_f32;     \
-  extern const Table<double> table_f64;    \
+#define NATGRAD_DECLARE_LEVEL(ns)       \
+  namespace ns {                        \
+  extern const Table<float> table_f32;  \
+  extern const Table<double> table_f64; \
   }
 
 #if defined(__x86_64__)

@@ -39,32 +39,32 @@ inline constexpr std::ptrdiff_t kPanelBytes = 256;
 template <class T>
 struct Multiply {
   std::ptrdiff_t rows;
-  const T* a;          // (rows, k), stride lda
+  const T* a;  // (rows, k), stride lda
   std::ptrdiff_t lda, k;
-  const T* b;          // (k, n) packed
-  const T* a2;         // (rows, k2), stride lda2; k2 = 0 leaves it out
+  const T* b;   // (k, n) packed
+  const T* a2;  // (rows, k2), stride lda2; k2 = 0 leaves it out
   std::ptrdiff_t lda2, k2;
-  const T* b2;         // (k2, n) packed
-  const T* bias;       // (n) or null
-  T* c;                // (rows, n), stride ldc
+  const T* b2;            // (k2, n) packed
+  const T* bias;          // (n) or null
+  T* c;                   // (rows, n), stride ldc
   std::ptrdiff_t ldc, n;  // n is a whole number of 64-byte lanes
   Epilogue epilogue;
   Activation activation;
-  T* slope;            // activate: written where needed, stride ldslope
-  const T* cached;     // derive: act(z), or act'(z) where the value does not determine it
+  T* slope;                 // activate: written where needed, stride ldslope
+  const T* cached;          // derive: act(z), or act'(z) where the value does not determine it
   std::ptrdiff_t ldcached;  // stride of slope and of cached
 };
 
 template <class T>
 struct Accumulate {
   std::ptrdiff_t rows;
-  const T* d;          // (rows, out), stride ldd
+  const T* d;  // (rows, out), stride ldd
   std::ptrdiff_t ldd, out;
-  const T* h;          // (rows, in), stride ldh; readable up to ldg columns
+  const T* h;  // (rows, in), stride ldh; readable up to ldg columns
   std::ptrdiff_t ldh, in;
-  T* g;                // (out, in), stride ldg, padded columns are written too
+  T* g;  // (out, in), stride ldg, padded columns are written too
   std::ptrdiff_t ldg;
-  T* bias;             // (out)
+  T* bias;  // (out)
 };
 
 template <class T>
@@ -76,7 +76,7 @@ struct Table {
 };
 
 struct Level {
-  const char* name;      // "baseline", "v3", "v4"
+  const char* name;  // "baseline", "v3", "v4"
   bool (*supported)();
   const Table<float>* f32;
   const Table<double>* f64;

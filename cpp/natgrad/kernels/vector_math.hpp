@@ -117,8 +117,12 @@ inline Vec<T> sigmoid(Vec<T> x) {
   return T(1) / (T(1) + exp<T>(-x));
 }
 
-inline float erfc_scalar(float x) { return erfcf(x); }
-inline double erfc_scalar(double x) { return erfc(x); }
+inline float erfc_scalar(float x) {
+  return erfcf(x);
+}
+inline double erfc_scalar(double x) {
+  return erfc(x);
+}
 
 // Phi(x), the normal distribution function. libm's erfc, lane by lane.
 template <class T>
