@@ -184,6 +184,16 @@ inline int at_least(int value, int least, const std::string& name) {
   return value;
 }
 
+// A number of units, actions or features: bounded, so that no product of sizes overflows.
+inline Index size_of(Index n, const std::string& name, Index least = 1) {
+  constexpr Index most = Index{1} << 24;
+  if (n < least || n > most) {
+    wrong_value(name, "want an integer from " + std::to_string(least) + " to " +
+                          std::to_string(most) + ", got " + std::to_string(n));
+  }
+  return n;
+}
+
 // A whole number of `bits` bits, from anything with __index__.
 inline std::uint64_t unsigned_integer(py::handle given, const std::string& name, int bits) {
   const std::string wanted = "an integer from 0 to 2**" + std::to_string(bits) + " - 1";

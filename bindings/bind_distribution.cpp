@@ -10,13 +10,6 @@ struct PyDiagonalGaussian : PyDistribution {};
 struct PyMultiCategorical : PyDistribution {};
 struct PyBernoulli : PyDistribution {};
 
-Index positive_size(Index n, const std::string& name, Index least) {
-  if (n < least) {
-    wrong_value(name, "want an integer >= " + std::to_string(least) + ", got " + std::to_string(n));
-  }
-  return n;
-}
-
 Rows<double> outputs_of(const PyDistribution& self, py::handle given, const std::string& name) {
   return rows_of<double>(given, name, parameter_size(self.distribution), false, false);
 }
@@ -201,9 +194,7 @@ not finite, and TypeError for a dtype that is not numeric.)")
       R"(One of n categories; K = n logits. Actions are (N,) int64.
 
 Raises ValueError unless n >= 1.)")
-      .def(py::init([](Index n) {
-             return PyCategorical{{Categoricals({positive_size(n, "n", 1)}, true)}};
-           }),
+      .def(py::init([](Index n) { return PyCategorical{{Categoricals({size_of(n, "n")}, true)}}; }),
            py::arg("n"))
       .def("__repr__", [](const PyCategorical& self) {
         return "Categorical(" + std::to_string(parameter_size(self.distribution)) + ")";
@@ -217,8 +208,7 @@ Actions are (N, n). With state_dependent_std=False (default) the log standard de
 parameters of the policy, the last in its parameter vector; with True the network computes them.
 Raises ValueError unless n >= 1.)")
       .def(py::init([](Index n, bool state_dependent_std) {
-             return PyDiagonalGaussian{
-                 {DiagonalGaussian{positive_size(n, "n", 1), state_dependent_std}}};
+             return PyDiagonalGaussian{{DiagonalGaussian{size_of(n, "n"), state_dependent_std}}};
            }),
            py::arg("n"), py::arg("state_dependent_std") = false)
       .def_property_readonly(
@@ -240,7 +230,8 @@ Raises ValueError unless n >= 1.)")
 Actions are (N, len(sizes)) int64. Raises ValueError for no sizes, or a size < 1.)")
       .def(py::init([](const std::vector<Index>& sizes) {
              if (sizes.empty()) wrong_value("sizes", "want at least one size, got none");
-             for (const Index n : sizes) positive_size(n, "sizes", 1);
+             size_of(static_cast<Index>(sizes.size()), "sizes");
+             for (const Index n : sizes) size_of(n, "sizes");
              return PyMultiCategorical{{Categoricals(sizes, false)}};
            }),
            py::arg("sizes"))
@@ -262,7 +253,7 @@ Actions are (N, len(sizes)) int64. Raises ValueError for no sizes, or a size < 1
       R"(n independent binary variables; K = n logits. Actions are (N, n) int64, 0 or 1.
 
 Raises ValueError unless n >= 1.)")
-      .def(py::init([](Index n) { return PyBernoulli{{Bernoulli{positive_size(n, "n", 1)}}}; }),
+      .def(py::init([](Index n) { return PyBernoulli{{Bernoulli{size_of(n, "n")}}}; }),
            py::arg("n"))
       .def("__repr__", [](const PyBernoulli& self) {
         return "Bernoulli(" + std::to_string(action_size(self.distribution)) + ")";

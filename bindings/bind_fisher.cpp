@@ -33,6 +33,7 @@ Raises ValueError or TypeError for bad arrays or options.)")
              fraction_of(fraction, "fraction");
              return std::visit(
                  [&](const auto& pointer) {
+                   if (!pointer) not_initialized();
                    using T = scalar_of<decltype(*pointer)>;
                    return PyFisher::make<T>(pointer, observations, damping, fisher_kind, actions,
                                             weights, fraction);

@@ -11,7 +11,14 @@ namespace natgrad::bindings {
 void bind_machine(py::module_& m) {
   kernels::level();  // a wrong NATGRAD_ISA is an ImportError-like failure now, not a surprise later
   m.def(
-      "set_num_threads", [](int n) { set_num_threads(at_least(n, 1, "n")); }, py::arg("n"),
+      "set_num_threads",
+      [](int n) {
+        if (n < 1 || n > 1024) {
+          wrong_value("n", "want an integer from 1 to 1024, got " + std::to_string(n));
+        }
+        set_num_threads(n);
+      },
+      py::arg("n"),
       "Threads of the core, the caller's included. Results do not depend on it, to the last bit.");
   m.def("get_num_threads", &num_threads,
         "Threads of the core: as set, else NATGRAD_NUM_THREADS, else the processors available.");

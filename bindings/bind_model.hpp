@@ -44,14 +44,15 @@ inline std::string dtype_named(py::handle given) {
 inline NetworkSpec network_spec(Index observation_size, const std::vector<Index>& hidden,
                                 const std::string& activation, std::uint64_t seed,
                                 Index fourier_features, double fourier_bandwidth) {
-  const auto least_one = [](Index n, const char* name) {
-    if (n < 1) wrong_value(name, "want integers >= 1, got " + std::to_string(n));
-  };
-  least_one(observation_size, "observation_size");
-  for (const Index width : hidden) least_one(width, "hidden");
-  if (fourier_features < 0) {
-    wrong_value("fourier_features",
-                "want an integer >= 0, got " + std::to_string(fourier_features));
+  size_of(observation_size, "observation_size");
+  size_of(fourier_features, "fourier_features", 0);
+  Index in = fourier_features > 0 ? fourier_features : observation_size, parameters = 0;
+  for (const Index width : hidden) {
+    parameters += (in + 1) * size_of(width, "hidden");
+    in = width;
+    if (parameters > Index{1} << 33) {
+      wrong_value("hidden", "want a network of at most 2**33 parameters, got more");
+    }
   }
   NetworkSpec spec;
   spec.inputs = observation_size;

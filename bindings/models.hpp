@@ -1,6 +1,7 @@
 // What Python holds: policies and value functions whose dtype is chosen at run time.
 #pragma once
 
+#include <cstring>
 #include <memory>
 #include <type_traits>
 #include <variant>
@@ -12,8 +13,20 @@
 
 namespace natgrad::bindings {
 
+// Python can reach an object before its __init__ has run, and pybind11 then hands out raw memory.
+// Zeroed memory is recognised: a variant of null pointers, which `visit` refuses.
+struct ZeroedUntilConstructed {
+  static void* operator new(std::size_t size) { return std::memset(::operator new(size), 0, size); }
+  static void* operator new(std::size_t, void* place) { return place; }
+  static void operator delete(void* p) { ::operator delete(p); }
+};
+
+[[noreturn]] inline void not_initialized() {
+  throw py::type_error("the object is not initialised: call super().__init__(...) first");
+}
+
 template <template <class> class Model>
-struct AnyModel {
+struct AnyModel : ZeroedUntilConstructed {
   std::variant<std::shared_ptr<Model<float>>, std::shared_ptr<Model<double>>> model;
   py::dict config;  // the constructor's arguments: to answer `config`, to copy and to pickle
 
@@ -29,7 +42,12 @@ struct PyDistribution {
 // Calls f(model) with the typed model.
 template <class Any, class F>
 decltype(auto) visit(const Any& any, F&& f) {
-  return std::visit([&](const auto& pointer) -> decltype(auto) { return f(*pointer); }, any.model);
+  return std::visit(
+      [&](const auto& pointer) -> decltype(auto) {
+        if (!pointer) not_initialized();
+        return f(*pointer);
+      },
+      any.model);
 }
 
 template <class Model>

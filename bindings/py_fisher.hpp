@@ -20,7 +20,7 @@ inline double fraction_of(double fraction, const std::string& name) {
 
 // Owns the batch's linearisation and keeps the policy alive. Products use scratch memory inside, so
 // one at a time: the mutex is taken without the GIL.
-class PyFisher {
+class PyFisher : public ZeroedUntilConstructed {
  private:
   template <class T>
   struct Typed {
@@ -31,7 +31,12 @@ class PyFisher {
 
   template <class F>
   decltype(auto) visit(F&& f) const {
-    return std::visit([&](const auto& typed) -> decltype(auto) { return f(*typed); }, typed_);
+    return std::visit(
+        [&](const auto& typed) -> decltype(auto) {
+          if (!typed) not_initialized();
+          return f(*typed);
+        },
+        typed_);
   }
 
  public:

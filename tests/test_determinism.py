@@ -268,7 +268,7 @@ def test_one_policy_and_one_update_may_be_shared_by_threads():
     product = (F @ v).tobytes()
 
     def work():
-        for _ in range(50):
+        for _ in range(20):
             report = update(p.core, p.batch)
             if not (report.accepted and report.kl <= 0.01 and (F @ v).tobytes() == product):
                 errors.append(report)

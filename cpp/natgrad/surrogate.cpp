@@ -1,5 +1,7 @@
 #include "natgrad/surrogate.hpp"
 
+#include <limits>
+
 namespace natgrad {
 namespace {
 
@@ -8,19 +10,19 @@ bool prepare_advantages(const double* in, Index count, bool normalize, double* o
   const double n = static_cast<double>(count);
   double mean = 0, deviation = 1;
   if (normalize) {
-    double largest = 0;
+    double largest = 0, variance = 0;  // of the values divided by the largest: no overflow
+    for (Index i = 0; i < count; ++i) largest = std::max(largest, std::abs(in[i]));
+    for (Index i = 0; i < count; ++i) mean += in[i] / n;
     for (Index i = 0; i < count; ++i) {
-      mean += in[i] / n;
-      largest = std::max(largest, std::abs(in[i]));
+      const double apart = in[i] / largest - mean / largest;
+      variance += apart * apart / n;
     }
-    double variance = 0;
-    for (Index i = 0; i < count; ++i) variance += (in[i] - mean) * (in[i] - mean) / n;
-    deviation = std::sqrt(variance);
     // Below this, differences are rounding of the values themselves, not a signal.
-    if (!(deviation > 1e-13 * largest)) {
+    if (!(std::sqrt(variance) > 1e-13)) {
       std::fill_n(out, count, 0.0);
       return true;
     }
+    deviation = largest * std::sqrt(variance);
   }
   bool zero = true;
   for (Index i = 0; i < count; ++i) {
@@ -61,8 +63,9 @@ void Surrogate<T>::attach(const Policy<T>& policy, const Batch<T>& batch,
 
 // grad L = (1/N) sum_n ratio_n A_n grad log pi(a_n | s_n)                                  (eq. 11)
 template <class T>
-void Surrogate<T>::gradient(double* g) {
+double Surrogate<T>::gradient(double* g) {
   const Matrix<const T> y = policy_.network.outputs();
+  magnitudes_.resize(y.rows);
   std::visit(
       [&](const auto& distribution) {
         policy_.network.sweep(
@@ -73,11 +76,20 @@ void Surrogate<T>::gradient(double* g) {
                 distribution.score(y.row(i), batch_.actions.row(i),
                                    ratios_[i] * advantages_[i] / static_cast<double>(y.rows),
                                    d.row(r));
+                double squared = 0;
+                for (Index k = 0; k < d.columns; ++k) {
+                  squared += static_cast<double>(d.row(r)[k]) * static_cast<double>(d.row(r)[k]);
+                }
+                magnitudes_[i] = std::sqrt(squared);
               }
             },
             g);
       },
       policy_.policy->distribution());
+  double total = 0;
+  for (const double magnitude : magnitudes_) total += magnitude;
+  const double parameters = static_cast<double>(policy_.policy->parameter_count());
+  return std::numeric_limits<T>::epsilon() * std::sqrt(parameters) * total;
 }
 
 template <class T>

@@ -21,7 +21,9 @@ class Surrogate {
   double entropy() const { return entropy_; }  // mean over the batch
   bool advantages_are_zero() const { return zero_; }
 
-  void gradient(double* g);  // (P) of L at the current parameters
+  // g (P) of L at the current parameters. Returns the norm that rounding alone could give it: where
+  // terms cancel to that, nothing of the gradient is left.
+  double gradient(double* g);
   // L and KL at other parameters, as a candidate of the line search.
   Candidate evaluate(const T* theta);
 
@@ -34,6 +36,7 @@ class Surrogate {
   Buffer<double> advantages_;  // (N)
   Buffer<double> log_probs_;   // (N) of the behaviour policy
   Buffer<double> ratios_;      // (N) at the current parameters
+  Buffer<double> magnitudes_;  // (N) of the terms of the gradient, at the outputs
   Buffer<double> sums_;        // (shards, 2): L and KL of a candidate
   double value_ = 0, entropy_ = 0;
   bool zero_ = false;

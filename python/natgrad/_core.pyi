@@ -235,6 +235,7 @@ def conjugate_gradient(
     preconditioner: Operator | None = None,
     residual_replacement: int = 50,
 ) -> CgResult: ...
+
 @final
 class LineSearch:
     def __init__(
@@ -270,6 +271,7 @@ def backtracking_line_search(
     max_backtracks: int = 10,
     accept_ratio: float = 0.0,
 ) -> LineSearchResult: ...
+
 @final
 class CgReport:
     @property

@@ -41,10 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 if training failed, 2 for bad input, 130 after an interrupt.
     """
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
     arguments = _parser().parse_args(argv)
     try:
-        code: int = arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            code: int = arguments.run(arguments)
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
