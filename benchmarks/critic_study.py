@@ -2,9 +2,10 @@
 
     python benchmarks/critic_study.py [--seeds 3] [--output benchmarks/results/critic_study.csv]
 
-Trains TRPO on CartPole-v1, Pendulum-v1 and HalfCheetah-v5 with each fit, in turn, and prints the mean
-return of the last 20 training episodes, the mean return of 20 evaluation episodes, the seconds that the
-critic took of a run, and the explained variance before each fit: on data that it has not seen yet.
+Trains TRPO on CartPole-v1, Pendulum-v1 and HalfCheetah-v5 with each fit, in turn, and prints the
+mean return of the last 20 training episodes, the mean return of 20 evaluation episodes, the seconds
+that the critic took of a run, and the explained variance before each fit: on data that it has not
+seen yet.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python benchmarks/learning.py [--output benchmarks/results/learning.csv]
 
-CartPole-v1: five seeds of 100 000 steps, each evaluated over 100 episodes; wanted is a mean of at least
-475 from every one. HalfCheetah-v5: three seeds of 300 000 steps; wanted is a mean of at least 1000 over
-the seeds. Exits with 1 if either is missed.
+CartPole-v1: five seeds of 100 000 steps, each evaluated over 100 episodes; wanted is a mean of at
+least 475 from every one. HalfCheetah-v5: three seeds of 300 000 steps; wanted is a mean of at least
+1000 over the seeds. Exits with 1 if either is missed.
 """
 
 import argparse

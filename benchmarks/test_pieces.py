@@ -1,8 +1,8 @@
 """Microbenchmarks of every public piece; `pytest benchmarks/test_pieces.py --benchmark-only`.
 
-Each checks its answer before it is timed. Names are stable, so that pytest-benchmark's own comparison
-and JSON export work from one commit to the next. Problems: S1 is a CartPole policy, S2 a HalfCheetah
-policy (sizes in `PROBLEMS`), both float32 with 2048 observations.
+Each checks its answer before it is timed. Names are stable, so that pytest-benchmark's own
+comparison and JSON export work from one commit to the next. Problems: S1 is a CartPole policy, S2 a
+HalfCheetah policy (sizes in `PROBLEMS`), both float32 with 2048 observations.
 """
 
 from types import SimpleNamespace

@@ -4,12 +4,13 @@
 
 17-64-64-6 on a batch of 2048 HalfCheetah-v5 steps that sb3-contrib collects; ten conjugate gradient
 iterations, ten candidates, damping and bound converted to sb3-contrib's convention (it averages the
-divergence over the action dimensions, so its Fisher matrix is 6 times smaller). `train()` runs without
-critic updates. Before anything is timed, its gradient of the objective and its Fisher product, by double
-back-propagation, are compared with the core's.
+divergence over the action dimensions, so its Fisher matrix is 6 times smaller). `train()` runs
+without critic updates. Before anything is timed, its gradient of the objective and its Fisher
+product, by double back-propagation, are compared with the core's.
 """
 
 import argparse
+import copy
 import statistics
 import time
 import warnings
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import sb3_contrib
 import torch
+from numpy.typing import NDArray
 from stable_baselines3.common.distributions import kl_divergence
 from stable_baselines3.common.logger import configure
 
@@ -27,9 +29,9 @@ ACTIONS = 6
 CG_ITERATIONS = 10
 
 
-def flat(tensors: list[torch.Tensor]) -> np.ndarray[Any, Any]:
+def flat(tensors: list[torch.Tensor]) -> NDArray[np.float64]:
     """Tensors in natgrad's order, as one float64 vector."""
-    return torch.cat([t.detach().reshape(-1) for t in tensors]).double().numpy()
+    return np.concatenate([t.detach().numpy().ravel() for t in tensors]).astype(np.float64)
 
 
 def policy_tensors(policy: Any) -> list[torch.Tensor]:
@@ -61,9 +63,10 @@ def collect() -> tuple[Any, Any]:
 def compare(model: Any, data: Any, policy: natgrad.Policy, advantages: Any) -> tuple[float, float]:
     """Relative differences of gradient and Fisher product from sb3-contrib's own."""
     tensors = policy_tensors(model.policy)
-    distribution = model.policy.get_distribution(data.observations)
+    model.policy.set_training_mode(True)
     with torch.no_grad():
-        old = model.policy.get_distribution(data.observations)
+        old = copy.deepcopy(model.policy.get_distribution(data.observations))
+    distribution = model.policy.get_distribution(data.observations)
     ratio = torch.exp(distribution.log_prob(data.actions) - data.old_log_prob)
     objective = (torch.as_tensor(advantages) * ratio).mean()
     gradient = flat(list(torch.autograd.grad(objective, tensors, retain_graph=True)))

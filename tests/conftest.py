@@ -11,6 +11,7 @@ import hypothesis
 import numpy as np
 import oracle
 import pytest
+
 from natgrad import _core as core
 
 hypothesis.settings.register_profile("suite", derandomize=True, database=None, deadline=None)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import DISTRIBUTIONS, make_problem
+
 from natgrad import _core as core
 
 NOT_FINITE = [np.nan, np.inf, -np.inf]

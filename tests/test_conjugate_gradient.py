@@ -8,9 +8,10 @@ import pytest
 from conftest import make_problem, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from natgrad import _core as core
 from scipy import sparse
 from scipy.sparse import linalg as sparse_linalg
+
+from natgrad import _core as core
 
 CONVERGED = core.CgStatus.CONVERGED
 MAX_ITERATIONS = core.CgStatus.MAX_ITERATIONS

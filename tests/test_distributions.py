@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from conftest import DISTRIBUTIONS, relative_error
-from natgrad import _core as core
 from scipy import stats
+
+from natgrad import _core as core
 
 every_distribution = pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 

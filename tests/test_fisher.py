@@ -6,7 +6,6 @@ import numpy as np
 import oracle
 import pytest
 from conftest import ACTIVATIONS, Problem, make_problem, relative_error
-from natgrad import _core as core
 from scipy.sparse import linalg as sparse_linalg
 from test_policy import (
     ARCHITECTURES,
@@ -15,6 +14,8 @@ from test_policy import (
     every_distribution,
     every_dtype,
 )
+
+from natgrad import _core as core
 
 
 def dense(policy: Problem, **options):

@@ -5,6 +5,7 @@ import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from natgrad import _core as core
 
 

@@ -5,8 +5,9 @@ import gc
 import numpy as np
 import pytest
 from conftest import ACTIVATIONS, DISTRIBUTIONS, DTYPES, make_problem
-from natgrad import _core as core
 from scipy import stats
+
+from natgrad import _core as core
 
 ARCHITECTURES = {
     "linear": {"hidden": (), "observation_size": 5, "count": 7},

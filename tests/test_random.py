@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from natgrad import _core as core
 from scipy import stats
+
+from natgrad import _core as core
 
 N = 50_000
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 from natgrad import _core as core
 
 TOOL = Path(__file__).parent.parent / "tools" / "check_stub.py"

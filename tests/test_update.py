@@ -7,6 +7,7 @@ import numpy as np
 import oracle
 import pytest
 from conftest import DISTRIBUTIONS, make_problem, relative_error
+
 from natgrad import _core as core
 
 Status = core.UpdateStatus

@@ -4,6 +4,7 @@ import numpy as np
 import oracle
 import pytest
 from conftest import ACTIVATIONS, DTYPES, relative_error
+
 from natgrad import _core as core
 
 FITS = {

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from natgrad.checkpoint import CheckpointError
 from natgrad.evaluation import Evaluation, Predictor, evaluate
