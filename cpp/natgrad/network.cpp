@@ -200,6 +200,7 @@ constexpr Index kMaxShards = 32;
 constexpr Index kTileRows = 96;
 constexpr Index kTallTileRows = 192;
 constexpr Index kLargeWeights = 2 << 20;  // bytes
+constexpr Index kBlockRows = 12;          // a multiple of the kernels' block heights
 }  // namespace
 
 template <class T>
@@ -241,12 +242,14 @@ void Linearization<T>::for_each_tile(F f) {
   provide_workers();  // the number of threads may have changed since the last pass
   parallel_for(shards_, [&](int shard, int worker) {
     const Index begin = shard_begin(shard), end = shard_begin(shard + 1);
-    // Tiles of equal height, so that the last one is not a sliver.
+    // Tiles of nearly equal height, so that the last one is not a sliver, in whole register blocks.
     const Index tiles = (end - begin + tile_rows_ - 1) / tile_rows_;
-    for (Index t = 0; t < tiles; ++t) {
-      const Index first = begin + (end - begin) * t / tiles;
-      const Index last = begin + (end - begin) * (t + 1) / tiles;
-      f(first, last - first, shard, &workers_[static_cast<std::size_t>(worker)]);
+    Index first = begin;
+    for (Index left = tiles; first < end; --left) {
+      const Index even = round_up((end - first) / left, kBlockRows);
+      const Index rows = left > 1 ? std::min(even, end - first) : end - first;
+      f(first, rows, shard, &workers_[static_cast<std::size_t>(worker)]);
+      first += rows;
     }
   });
 }
@@ -266,7 +269,7 @@ void Linearization<T>::evaluate(const Network<T>& network, const PackedLayers<T>
 
   activations_.resize(layers.size());
   slopes_.resize(layers.size());
-  gradient_offsets_.resize(layers.size());
+  gradient_blocks_.resize(layers.size());
   Index offset = 0;
   widest_ = std::max(leading_dimension<T>(network.output_columns()),
                      leading_dimension<T>(network.spec().inputs));
@@ -277,8 +280,12 @@ void Linearization<T>::evaluate(const Network<T>& network, const PackedLayers<T>
     if (l > 0 && !kernels::slope_follows_from_value(network.spec().activation)) {
       slopes_[l].resize(rows_ * stride);
     }
-    gradient_offsets_[l] = offset;
-    offset += layers[l].out * stride + round_up(layers[l].out, kLanes<T>);
+    const auto [in, out, weight, bias] = layers[l];
+    const bool transposed = in * round_up(out, kLanes<T>) < out * round_up(in, kLanes<T>);
+    const Index block_stride = leading_dimension<T>(transposed ? out : in);
+    const Index bias_offset = offset + (transposed ? in : out) * block_stride;
+    gradient_blocks_[l] = {offset, bias_offset, block_stride, transposed};
+    offset = bias_offset + round_up(out, kLanes<T>);
   }
   free_gradient_offset_ = offset;
   accumulator_size_ = offset + round_up(network.spec().free_outputs, kLanes<T>);
@@ -416,6 +423,7 @@ void Linearization<T>::reverse(Index first, Matrix<T> d, T* accumulator, Worker*
   for (std::size_t l = layers.size(); l-- > 0;) {
     const Layer& layer = layers[l];
     const Matrix<const T> h = layer_input(l);
+    const GradientBlock& block = gradient_blocks_[l];
     kernels::Accumulate<T> g{};
     g.rows = d.rows;
     g.d = d.data;
@@ -424,10 +432,15 @@ void Linearization<T>::reverse(Index first, Matrix<T> d, T* accumulator, Worker*
     g.h = h.row(first);
     g.ldh = h.stride;
     g.in = layer.in;
-    g.g = accumulator + gradient_offsets_[l];
-    g.ldg = leading_dimension<T>(layer.in);
-    g.bias = g.g + layer.out * g.ldg;
+    if (block.transposed) {  // (D' H)' = H' D
+      std::swap(g.d, g.h);
+      std::swap(g.ldd, g.ldh);
+      std::swap(g.out, g.in);
+    }
+    g.g = accumulator + block.offset;
+    g.ldg = block.stride;
     kernels::table<T>().accumulate(g);
+    kernels::table<T>().column_sums(d.data, d.rows, d.stride, layer.out, accumulator + block.bias);
     if (l == 0) break;
     const Matrix<T> below = scratch(*buffers[l % 2], d.rows, layer.in);
     kernels::Multiply<T> p{};
@@ -468,23 +481,28 @@ void Linearization<T>::sweep(const double* direction,
 // Sums the shards' gradients in their order, into the flat layout of theta.
 template <class T>
 void Linearization<T>::reduce(double* gradient) const {
-  const auto add = [&](Index offset, Index count, double* out) {
-    std::fill_n(out, count, 0.0);
+  const auto add = [&](Index offset, Index count, double* out, Index step) {
     for (int shard = 0; shard < shards_; ++shard) {
       const T* source = accumulators_.data() + shard * accumulator_size_ + offset;
-      for (Index i = 0; i < count; ++i) out[i] += static_cast<double>(source[i]);
+      for (Index i = 0; i < count; ++i) {
+        out[i * step] = (shard > 0 ? out[i * step] : 0) + static_cast<double>(source[i]);
+      }
     }
   };
   const std::vector<Layer>& layers = network_->layers();
   for (std::size_t l = 0; l < layers.size(); ++l) {
     const auto [in, out, weight, bias] = layers[l];
-    const Index stride = leading_dimension<T>(in);
-    for (Index o = 0; o < out; ++o) {
-      add(gradient_offsets_[l] + o * stride, in, gradient + weight + o * in);
+    const GradientBlock& block = gradient_blocks_[l];
+    if (block.transposed) {
+      for (Index i = 0; i < in; ++i)
+        add(block.offset + i * block.stride, out, gradient + weight + i, in);
+    } else {
+      for (Index o = 0; o < out; ++o)
+        add(block.offset + o * block.stride, in, gradient + weight + o * in, 1);
     }
-    add(gradient_offsets_[l] + out * stride, out, gradient + bias);
+    add(block.bias, out, gradient + bias, 1);
   }
-  add(free_gradient_offset_, network_->spec().free_outputs, gradient + network_->free_offset());
+  add(free_gradient_offset_, network_->spec().free_outputs, gradient + network_->free_offset(), 1);
 }
 
 template <class T>

@@ -145,8 +145,14 @@ class Linearization {
   std::vector<Buffer<T>> activations_;  // h_0 .. h_{L-1}
   std::vector<Buffer<T>> slopes_;       // act'(z_1) .. act'(z_{L-1}), silu and gelu only
   Buffer<T> outputs_;
-  Buffer<T> accumulators_;               // (shards, accumulator_size_)
-  std::vector<Index> gradient_offsets_;  // of g_W within an accumulator; g_b follows it
+  Buffer<T> accumulators_;  // (shards, accumulator_size_)
+  // Of g_W within an accumulator; g_b follows it. g_W is kept as (out, in) or, where that pads less,
+  // as (in, out).
+  struct GradientBlock {
+    Index offset, bias, stride;
+    bool transposed;
+  };
+  std::vector<GradientBlock> gradient_blocks_;
   Index free_gradient_offset_ = 0, accumulator_size_ = 0;
   std::vector<Worker> workers_;
 };

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import numbers
 import os
 import signal
 import threading
@@ -211,7 +212,11 @@ class Agent(ABC):
             TrainingInterrupted: after a signal; a KeyboardInterrupt.
             ValueError: bad arguments; `run_dir` holds another run or cannot be written.
         """
-        if isinstance(total_timesteps, bool) or total_timesteps != int(total_timesteps):
+        if (
+            isinstance(total_timesteps, bool)
+            or not isinstance(total_timesteps, numbers.Real)
+            or not float(total_timesteps).is_integer()
+        ):
             raise ValueError(f"total_timesteps is {total_timesteps!r}; wanted an integer")
         if total_timesteps < 1 or checkpoint_every < 1:
             raise ValueError(
@@ -460,7 +465,12 @@ class Agent(ABC):
                 if ours != theirs:
                     raise ValueError(f"the environment wants the {name} {ours}, not {theirs}")
             progress = metadata["progress"]
-            agent._restore(progress, checkpoint.read_arrays(path, metadata, agent._spec(progress)))
+            _check_progress(progress)
+            arrays = checkpoint.read_arrays(path, metadata, agent._spec(progress))
+            for name in ("observations/squares", "environments/episodes", "environments/lengths"):
+                if (arrays[name] < 0).any():
+                    raise ValueError(f"its array {name!r} has negative elements")
+            agent._restore(progress, arrays)
         return agent  # type: ignore[return-value]
 
     def _architecture(self) -> dict[str, dict[str, Any]]:
@@ -666,6 +676,41 @@ class _Signals(AbstractContextManager["_Signals"]):
         self.received = signal.Signals(number)
 
 
+def _check_progress(progress: Mapping[str, Any]) -> None:
+    """Refuses what `Agent._progress` cannot have written."""
+
+    def check(name: str, value: Any, kinds: tuple[type, ...], low: float = -math.inf) -> None:
+        # JSON's true would pass for 1, and Python reads NaN and Infinity too.
+        if type(value) not in kinds or not low <= value < 2**63:
+            raise ValueError(f"its {name} is {value!r}")
+
+    for name in _COUNTS:
+        check(name, progress[name], (int,), 0)
+    check("seconds", progress["seconds"], (int, float), 0)
+    for episode in progress["recent_episodes"]:
+        total, length, end = episode
+        check("recent_episodes", total, (int, float))
+        check("recent_episodes", length, (int,), 1)
+        check("recent_episodes", end, (int, float))
+    if len(progress["replay_lengths"]) != progress["n_envs"]:
+        raise ValueError(f"its replay_lengths are {progress['replay_lengths']!r}")
+    for length in progress["replay_lengths"]:
+        if length is not None:
+            check("replay_lengths", length, (int,), 0)
+
+
+_COUNTS = (
+    "num_timesteps",
+    "num_updates",
+    "num_episodes",
+    "failures",
+    "rng_counter",
+    "moments_count",
+    "moments_rejected",
+    "n_envs",
+)
+
+
 @contextmanager
 def _refusing_misfits(path: Path) -> Iterator[None]:
     """Whatever does not fit in a checkpoint that is sound as a file becomes a CheckpointError."""
@@ -673,6 +718,6 @@ def _refusing_misfits(path: Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         what = f"its metadata lacks {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"cannot use checkpoint {str(path)!r}: {what}") from error

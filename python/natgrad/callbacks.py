@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 from tqdm import tqdm
 
 from natgrad.checkpoint import CheckpointError
@@ -70,7 +71,7 @@ class Callbacks(Callback):
     def __init__(self, callback: CallbackLike | Iterable[CallbackLike] | None) -> None:
         if callback is None:
             callback = []
-        elif isinstance(callback, Callback) or callable(callback):
+        elif callable(callback) or not isinstance(callback, Iterable):
             callback = [callback]
         self._callbacks = [c if isinstance(c, Callback) else _Function(c) for c in callback]
 
@@ -86,7 +87,7 @@ class Callbacks(Callback):
     def on_update_end(self, agent: Any, log: dict[str, Scalar]) -> bool:
         """Calls all, even after one has asked to stop."""
         answers = [callback.on_update_end(agent, log) for callback in self._callbacks]
-        return not any(answer is False for answer in answers)
+        return not any(isinstance(a, bool | np.bool_) and not a for a in answers)
 
     def on_training_end(self, agent: Any) -> None:
         """Calls all, even after one has failed, in reverse order."""
@@ -135,6 +136,7 @@ class ProgressBar(Callback):
 
     def __init__(self, goal: int) -> None:
         self._goal = goal
+        self._bar: Any = None
 
     def on_training_start(self, agent: Learner) -> None:
         """Shows the bar."""
@@ -154,7 +156,8 @@ class ProgressBar(Callback):
 
     def on_training_end(self, agent: Learner) -> None:
         """Leaves the bar as it is."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 class EvalCallback(Callback):
@@ -261,8 +264,7 @@ class CheckpointCallback(Callback):
         return self.folder / f"checkpoint-{agent.num_updates:09d}.npz"
 
     def on_training_start(self, agent: Learner) -> None:
-        """Makes the folder and saves, which shows now rather than later if that is impossible."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Saves, which shows now rather than later if that is impossible."""
         self._save(agent)
 
     def on_update_end(self, agent: Learner, log: dict[str, Scalar]) -> None:
@@ -278,6 +280,12 @@ class CheckpointCallback(Callback):
         self._save(agent)
 
     def _save(self, agent: Learner) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"folder {str(self.folder)!r} cannot be made: {error.strerror}"
+            ) from error
         agent.save(self.path(agent))
         for old in self.files(self.folder)[: -self._keep]:
             old.unlink(missing_ok=True)

@@ -2,8 +2,8 @@
 
 A file is written next to its destination, synchronised and then renamed, so that there is always
 either the old checkpoint or the new one. Reading trusts nothing: names, types and shapes are
-compared with what the reader expects before a byte of an array is read, then a checksum and
-finiteness.
+compared with what the reader expects before a byte of an array is read, then a checksum of
+everything, metadata included, and finiteness.
 """
 
 import hashlib
@@ -55,8 +55,8 @@ def write(
         **metadata,
         "format_version": FORMAT_VERSION,
         "natgrad_version": _core.__version__,
-        "sha256": _digest(arrays),
     }
+    header["sha256"] = _digest(header, arrays)
     encoded = np.frombuffer(json.dumps(header, allow_nan=False).encode(), np.uint8)
     temporary = None
     try:
@@ -93,14 +93,15 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     with _opened(path) as archive:
         encoded = _member(archive, METADATA, np.dtype(np.uint8), None, MAX_METADATA_BYTES)
         metadata = json.loads(encoded.tobytes())
-        if not isinstance(metadata, dict) or not isinstance(metadata.get("format_version"), int):
+        version = metadata.get("format_version") if isinstance(metadata, dict) else None
+        if type(version) is not int or version < 1:
             raise _Refusal("its metadata has no format_version")
-        if metadata["format_version"] > FORMAT_VERSION:
+        if version > FORMAT_VERSION:
             raise _Refusal(
-                f"it has format version {metadata['format_version']}, written by natgrad "
+                f"it has format version {version}, written by natgrad "
                 f"{metadata.get('natgrad_version')}; this one reads up to {FORMAT_VERSION}"
             )
-        return metadata
+        return dict(metadata)
 
 
 def read_arrays(
@@ -127,8 +128,8 @@ def read_arrays(
             name: _member(archive, name, dtype, shape, None)
             for name, (dtype, shape) in spec.items()
         }
-        if _digest(arrays) != metadata.get("sha256"):
-            raise _Refusal("its arrays do not have the checksum that was stored with them")
+        if _digest(metadata, arrays) != metadata.get("sha256"):
+            raise _Refusal("its content does not have the checksum that was stored with it")
         for name, array in arrays.items():
             if not np.isfinite(array).all():
                 raise _Refusal(f"array {name!r} has values that are not finite")
@@ -148,7 +149,7 @@ class _opened:  # noqa: N801 (a context manager, used like a function)
     def __enter__(self) -> zipfile.ZipFile:
         try:
             self._archive = zipfile.ZipFile(self._path)
-        except (OSError, zipfile.BadZipFile, ValueError) as error:
+        except Exception as error:  # so can finding the members
             raise self._error(error) from error
         return self._archive
 
@@ -204,8 +205,9 @@ def _member(
         return np.frombuffer(file.read(), dtype).reshape(shape).copy()
 
 
-def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
-    digest = hashlib.sha256()
+def _digest(metadata: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+    content = {key: value for key, value in metadata.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode())
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"{name} {array.dtype.str} {array.shape};".encode())

@@ -169,7 +169,7 @@ class TRPOConfig(NPGConfig):
     )
     line_search_accept_ratio: float = _option(
         0.0, "line search", "least improvement, as a fraction of the expected one",
-        low=0.0, high=1.0,
+        low=0.0, high=0.99,
     )  # fmt: skip
 
 

@@ -258,12 +258,15 @@ class Environments:
                 state.restart(i)
         if self._vector is None:
             guards = [_GuardMaker(make, i, self.seed, self.encoder) for i in range(self.num_envs)]
-            if self._async:
-                self._vector = AsyncVectorEnv(
-                    guards, copy=False, autoreset_mode=AutoresetMode.SAME_STEP
-                )
-            else:
-                self._vector = _InTurn([make_guard() for make_guard in guards])
+            try:
+                if self._async:
+                    self._vector = AsyncVectorEnv(
+                        guards, copy=False, autoreset_mode=AutoresetMode.SAME_STEP
+                    )
+                else:
+                    self._vector = _InTurn([make_guard() for make_guard in guards])
+            except Exception as error:
+                raise self._lost(error) from error
         rows = self._restore_guards()
         strayed = [
             i
@@ -336,7 +339,7 @@ class Environments:
                 vector.close(terminate=True)
             vector.closed = True  # or it would be closed again when it is deleted
         self._current = False
-        return EnvironmentFault(f"stepping the environments failed: {what}")
+        return EnvironmentFault(f"the environments failed: {what}")
 
 
 def _autoreset_mode(vector: VectorEnv[Any, Any, Any]) -> AutoresetMode:

@@ -87,6 +87,15 @@ inline Vec<T> activate(Activation activation, Vec<T> z, Vec<T>* slope) {
   return z;
 }
 
+template <class T>
+inline Vec<T> relu_slope(Vec<T> h) {
+  return h > T(0) ? T(1) - Vec<T>{} : Vec<T>{};
+}
+template <class T>
+inline Vec<T> elu_slope(Vec<T> h) {
+  return (h > T(0) ? Vec<T>{} : h) + T(1);
+}
+
 // act'(z) from what the forward pass cached.
 template <class T>
 inline Vec<T> derivative(Activation activation, Vec<T> cached) {
@@ -95,9 +104,9 @@ inline Vec<T> derivative(Activation activation, Vec<T> cached) {
     case Activation::tanh:
       return one - cached * cached;
     case Activation::relu:
-      return cached > T(0) ? one : Vec<T>{};
+      return relu_slope<T>(cached);
     case Activation::elu:
-      return cached > T(0) ? one : cached + one;
+      return elu_slope<T>(cached);
     case Activation::silu:
     case Activation::gelu:
       return cached;  // the slope itself
@@ -109,92 +118,163 @@ inline Vec<T> derivative(Activation activation, Vec<T> cached) {
 
 // --- multiply ------------------------------------------------------------------------------------
 
-// What happens to a finished accumulator. The activation is a run-time switch outside the k-loop:
-// one predictable branch for every k multiplications.
+// Depth of one pass over a panel: kDepth * kPanelBytes = 32 KiB of B stay in the first-level cache
+// while all rows of the tile go by. Deeper products take several passes and keep their partial sums
+// in C.
+constexpr Index kDepth = 128;
+
+// The part of a product that one pass covers: a (M, k) with stride lda, b (k, width) of the panel.
 template <class T>
-inline __attribute__((always_inline)) void finish(const Multiply<T>& p, Vec<T> acc, Index r,
-                                                  Index c) {
-  switch (p.epilogue) {
-    case Epilogue::activate: {
-      Vec<T> slope{};
-      acc = activate<T>(p.activation, acc, &slope);
-      if (!natgrad::kernels::slope_follows_from_value(p.activation)) {
-        store<T>(p.slope + r * p.ldcached + c, slope);
-      }
-      break;
+struct Piece {
+  const T* a;
+  Index lda, k;
+  const T* b;
+};
+
+// What happens to finished accumulators; the activation is chosen once per block.
+template <class T, int M, int V, class F>
+inline __attribute__((always_inline)) void store_scaled(const Multiply<T>& p, Vec<T> (&acc)[M][V],
+                                                        Index r, Index c, F derivative) {
+#pragma GCC unroll 12
+  for (int m = 0; m < M; ++m) {
+    const T* cached = p.cached + (r + m) * p.ldcached + c;
+    T* to = p.c + (r + m) * p.ldc + c;
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const Vec<T> slope = derivative(load<T>(cached + v * Simd<T>::lanes));
+      store<T>(to + v * Simd<T>::lanes, acc[m][v] * slope);
     }
-    case Epilogue::derive:
-      acc *= derivative<T>(p.activation, load<T>(p.cached + r * p.ldcached + c));
-      break;
-    case Epilogue::none:
-      break;
   }
-  store<T>(p.c + r * p.ldc + c, acc);
 }
 
 template <class T, int M, int V>
-__attribute__((noinline)) void multiply_block(const Multiply<T>& p, Index r, Index c, Index panel,
-                                              Index width) {
-  Vec<T> acc[M][V];
+inline __attribute__((always_inline)) void store_block(const Multiply<T>& p, Vec<T> (&acc)[M][V],
+                                                       Index r, Index c) {
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      acc[m][v] = p.bias ? load<T>(p.bias + c + v * Simd<T>::lanes) : Vec<T>{};
+      store<T>(p.c + (r + m) * p.ldc + c + v * Simd<T>::lanes, acc[m][v]);
     }
   }
-  const T* a = p.a + r * p.lda;
-  const T* b = p.b + p.k * panel + (c - panel);
-  for (Index k = 0; k < p.k; ++k, ++a, b += width) outer_product<T, M, V>(acc, a, p.lda, b);
-  if (p.k2 > 0) {
-    a = p.a2 + r * p.lda2;
-    b = p.b2 + p.k2 * panel + (c - panel);
-    for (Index k = 0; k < p.k2; ++k, ++a, b += width) outer_product<T, M, V>(acc, a, p.lda2, b);
+}
+
+template <class T, int M, int V>
+inline __attribute__((always_inline)) void derive_block(const Multiply<T>& p, Vec<T> (&acc)[M][V],
+                                                        Index r, Index c) {
+  switch (p.activation) {
+    case Activation::tanh:
+      return store_scaled<T, M, V>(p, acc, r, c, [](Vec<T> h) { return T(1) - h * h; });
+    case Activation::relu:
+      return store_scaled<T, M, V>(p, acc, r, c, [](Vec<T> h) { return relu_slope<T>(h); });
+    case Activation::elu:
+      return store_scaled<T, M, V>(p, acc, r, c, [](Vec<T> h) { return elu_slope<T>(h); });
+    case Activation::silu:
+    case Activation::gelu:
+      return store_scaled<T, M, V>(p, acc, r, c, [](Vec<T> slope) { return slope; });
+    case Activation::identity:
+      return store_block<T, M, V>(p, acc, r, c);
   }
+}
+
+// Activations are long: a loop over what the block has just stored, hot in cache.
+template <class T>
+void activate_block(const Multiply<T>& p, Index r, Index c, Index rows, Index columns) {
+  const bool keep_slope = !natgrad::kernels::slope_follows_from_value(p.activation);
+  for (Index m = r; m < r + rows; ++m) {
+    for (Index j = c; j < c + columns; j += Simd<T>::lanes) {
+      Vec<T> slope{};
+      T* to = p.c + m * p.ldc + j;
+      store<T>(to, activate<T>(p.activation, load<T>(to), &slope));
+      if (keep_slope) store<T>(p.slope + m * p.ldcached + j, slope);
+    }
+  }
+}
+
+template <class T, int M, int V>
+__attribute__((noinline)) void multiply_block(const Multiply<T>& p, const Piece<T> (&pieces)[2],
+                                              Index width, Index r, Index c, bool first,
+                                              bool last) {
+  Vec<T> acc[M][V];
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
+    const T* from = first ? p.bias + c : p.c + (r + m) * p.ldc + c;
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) finish<T>(p, acc[m][v], r + m, c + v * Simd<T>::lanes);
+    for (int v = 0; v < V; ++v) {
+      acc[m][v] = first && p.bias == nullptr ? Vec<T>{} : load<T>(from + v * Simd<T>::lanes);
+    }
+  }
+  for (const Piece<T>& piece : pieces) {
+    const T* a = piece.a + r * piece.lda;
+    const T* b = piece.b;
+    for (Index k = 0; k < piece.k; ++k, ++a, b += width) {
+      outer_product<T, M, V>(acc, a, piece.lda, b);
+    }
+  }
+  if (last && p.epilogue == Epilogue::derive) {
+    derive_block<T, M, V>(p, acc, r, c);
+  } else {
+    store_block<T, M, V>(p, acc, r, c);
+    if (last && p.epilogue == Epilogue::activate) {
+      activate_block<T>(p, r, c, M, V * Simd<T>::lanes);
+    }
   }
 }
 
 // All rows of V vectors of columns: full blocks, then ever lower ones.
 template <class T, int V>
-void multiply_columns(const Multiply<T>& p, Index c, Index panel, Index width) {
+void multiply_columns(const Multiply<T>& p, const Piece<T> (&pieces)[2], Index width, Index c,
+                      bool first, bool last) {
   constexpr int M = block_height(V);
   Index r = 0;
-  for (; r + M <= p.rows; r += M) multiply_block<T, M, V>(p, r, c, panel, width);
-  for (; r + 4 <= p.rows; r += 4) multiply_block<T, 4, V>(p, r, c, panel, width);
-  for (; r + 2 <= p.rows; r += 2) multiply_block<T, 2, V>(p, r, c, panel, width);
-  for (; r < p.rows; ++r) multiply_block<T, 1, V>(p, r, c, panel, width);
+  for (; r + M <= p.rows; r += M) multiply_block<T, M, V>(p, pieces, width, r, c, first, last);
+  for (; r + 4 <= p.rows; r += 4) multiply_block<T, 4, V>(p, pieces, width, r, c, first, last);
+  for (; r + 2 <= p.rows; r += 2) multiply_block<T, 2, V>(p, pieces, width, r, c, first, last);
+  for (; r < p.rows; ++r) multiply_block<T, 1, V>(p, pieces, width, r, c, first, last);
 }
 
+// Depth by depth, panel by panel, block by block. The two products follow each other as one of depth
+// k + k2. A's slice of one depth stays in the second-level cache while the panels go by.
 template <class T>
 void multiply(const Multiply<T>& p) {
   constexpr Index panel_width = kPanelBytes / sizeof(T);
-  for (Index panel = 0; panel < p.n; panel += panel_width) {
-    const Index width = p.n - panel < panel_width ? p.n - panel : panel_width;
-    Index c = panel;
-    for (Index left = width / Simd<T>::lanes; left > 0;) {
-      const Index vectors = left < kMaxVectors ? left : kMaxVectors;
-      switch (vectors) {
-        case 1:
-          multiply_columns<T, 1>(p, c, panel, width);
-          break;
-        case 2:
-          multiply_columns<T, 2>(p, c, panel, width);
-          break;
+  const Index depth = p.k + p.k2;
+  for (Index begin = 0; begin < depth; begin += kDepth) {
+    const Index end = begin + kDepth < depth ? begin + kDepth : depth;
+    const bool first = begin == 0, last = end == depth;
+    for (Index panel = 0; panel < p.n; panel += panel_width) {
+      const Index width = p.n - panel < panel_width ? p.n - panel : panel_width;
+      const auto piece = [&](const T* a, Index lda, const T* b, Index k, Index offset) -> Piece<T> {
+        const Index from = begin > offset ? begin - offset : 0;
+        const Index to = end - offset < k ? end - offset : k;
+        if (to <= from) return {p.a, 0, 0, p.b};
+        return {a + from, lda, to - from, b + k * panel + from * width};
+      };
+      Piece<T> pieces[2] = {piece(p.a, p.lda, p.b, p.k, 0), piece(p.a2, p.lda2, p.b2, p.k2, p.k)};
+      Index c = panel;
+      for (Index left = width / Simd<T>::lanes; left > 0;) {
+        const Index vectors = left < kMaxVectors ? left : kMaxVectors;
+        switch (vectors) {
+          case 1:
+            multiply_columns<T, 1>(p, pieces, width, c, first, last);
+            break;
+          case 2:
+            multiply_columns<T, 2>(p, pieces, width, c, first, last);
+            break;
 #if NATGRAD_VECTOR_BYTES == 64
-        case 3:
-          multiply_columns<T, 3>(p, c, panel, width);
-          break;
-        case 4:
-          multiply_columns<T, 4>(p, c, panel, width);
-          break;
+          case 3:
+            multiply_columns<T, 3>(p, pieces, width, c, first, last);
+            break;
+          case 4:
+            multiply_columns<T, 4>(p, pieces, width, c, first, last);
+            break;
 #endif
+        }
+        const Index columns = vectors * Simd<T>::lanes;
+        c += columns;
+        left -= vectors;
+        for (Piece<T>& next : pieces) next.b += columns;
       }
-      c += vectors * Simd<T>::lanes;
-      left -= vectors;
     }
   }
 }
@@ -255,9 +335,23 @@ void accumulate(const Accumulate<T>& p) {
     }
     v += vectors;
   }
-  for (Index r = 0; r < p.rows; ++r) {
-    const T* d = p.d + r * p.ldd;
-    for (Index o = 0; o < p.out; ++o) p.bias[o] += d[o];
+}
+
+// Four vectors of columns at a time; reads and writes whole lanes.
+template <class T>
+void column_sums(const T* d, Index rows, Index ldd, Index columns, T* sums) {
+  for (Index c = 0; c < columns; c += 4 * Simd<T>::lanes) {
+    const Index left = (columns - c + Simd<T>::lanes - 1) / Simd<T>::lanes;
+    Vec<T> acc[4] = {};
+    for (Index r = 0; r < rows; ++r) {
+      for (Index v = 0; v < 4 && v < left; ++v) {
+        acc[v] += load<T>(d + r * ldd + c + v * Simd<T>::lanes);
+      }
+    }
+    for (Index v = 0; v < 4 && v < left; ++v) {
+      T* to = sums + c + v * Simd<T>::lanes;
+      store<T>(to, load<T>(to) + acc[v]);
+    }
   }
 }
 
@@ -282,8 +376,8 @@ void activate_array(Activation activation, const T* x, T* y, T* slope, Index n) 
 extern const natgrad::kernels::Table<float> table_f32;
 extern const natgrad::kernels::Table<double> table_f64;
 constexpr natgrad::kernels::Table<float> table_f32 = {multiply<float>, accumulate<float>,
-                                                      activate_array<float>};
+                                                      column_sums<float>, activate_array<float>};
 constexpr natgrad::kernels::Table<double> table_f64 = {multiply<double>, accumulate<double>,
-                                                       activate_array<double>};
+                                                       column_sums<double>, activate_array<double>};
 
 }  // namespace NATGRAD_NAMESPACE

@@ -3,7 +3,7 @@
 // Everything that costs O(N P) in natgrad is one of two products:
 //
 //   multiply     C = epilogue(A B + A2 B2 + bias)     a layer: forward, forward mode, reverse mode
-//   accumulate   G += D' H, g += colsum(D)            the gradient of a layer's weights
+//   accumulate   G += D' H                            the gradient of a layer's weights
 //
 // The translation units behind the tables are compiled once per level with that level's flags. They
 // hold raw pointers only (no Eigen, no std templates, no static initialisers): the linker merges
@@ -64,13 +64,15 @@ struct Accumulate {
   std::ptrdiff_t ldh, in;
   T* g;  // (out, in), stride ldg, padded columns are written too
   std::ptrdiff_t ldg;
-  T* bias;  // (out)
 };
 
 template <class T>
 struct Table {
   void (*multiply)(const Multiply<T>&);
   void (*accumulate)(const Accumulate<T>&);
+  // sums[c] += sum_r d[r][c]; d and sums are padded to whole lanes.
+  void (*column_sums)(const T* d, std::ptrdiff_t rows, std::ptrdiff_t ldd, std::ptrdiff_t columns,
+                      T* sums);
   // y[i] = act(x[i]) for i < n: the activation alone, for tests and microbenchmarks.
   void (*activate)(Activation activation, const T* x, T* y, T* slope, std::ptrdiff_t n);
 };

@@ -1,0 +1,689 @@
+"""Checkpoints: going on is never having stopped, and no file can do harm."""
+
+import functools
+import io
+import pickle
+import signal
+import time
+import zipfile
+
+import numpy as np
+import pytest
+from environments import (
+    SMALL,
+    Counting,
+    Random,
+    contents,
+    copy,
+    kill,
+    parameters,
+    popen,
+    read_checkpoint,
+    run,
+    write_checkpoint,
+)
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+import natgrad
+from natgrad import CheckpointError, checkpoint
+
+Discrete = functools.partial(Random, discrete=True)
+KINDS = {
+    "trpo": (natgrad.TRPO, {}),
+    "trpo in double": (natgrad.TRPO, {"dtype": "float64"}),
+    "trpo with Adam critic": (natgrad.TRPO, {"critic": "adam"}),
+    "trpo with Fourier features": (natgrad.TRPO, {"fourier_features": 6}),
+    "npg": (natgrad.NPG, {"curvature_fraction": 0.5}),
+    "reinforce with Adam": (natgrad.REINFORCE, {}),
+    "reinforce with sgd": (natgrad.REINFORCE, {"optimizer": "sgd"}),
+    "several environments": (natgrad.TRPO, {"n_envs": 3}),
+    "processes": (natgrad.TRPO, {"n_envs": 2, "vectorization": "async"}),
+    "linear": (natgrad.TRPO, {"hidden": (), "critic_hidden": ()}),
+    "without normalisation": (natgrad.TRPO, {"normalize_observations": False}),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+# Going on --------------------------------------------------------------------------------------
+
+
+@every_kind
+@pytest.mark.parametrize("make", [Random, Discrete], ids=["Box", "Discrete"])
+@pytest.mark.parametrize("updates", [0, 1, 3])
+def test_going_on_from_a_file_is_never_having_stopped(tmp_path, kind, make, updates):
+    algorithm, options = KINDS[kind]
+    agent = algorithm(make, **{**SMALL, **options})
+    if updates:
+        agent.learn(64 * updates)
+    resumed = copy(agent, tmp_path, make)
+    assert type(resumed) is algorithm
+    assert contents(resumed) == contents(agent)
+    rows = np.random.default_rng(0).normal(size=(9, 3))
+    np.testing.assert_array_equal(agent.predict(rows), resumed.predict(rows))
+    agent.learn(192)
+    resumed.learn(64)
+    again = copy(resumed, tmp_path, make).learn(128)
+    assert contents(again) == contents(agent)
+    for a in (agent, resumed, again):
+        a.close()
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "HalfCheetah-v5"])
+def test_real_environments_go_on_in_the_middle_of_an_episode(tmp_path, env):
+    agent = natgrad.TRPO(env, **SMALL, n_envs=2).learn(128)
+    assert agent._environments.state.lengths.any()
+    resumed = copy(agent, tmp_path)  # made by its id
+    agent.learn(128)
+    assert contents(resumed.learn(128)) == contents(agent)
+
+
+def test_processes_can_be_left_and_entered_at_a_checkpoint(tmp_path):
+    """Same numbers, another way to step: only the option in the file has to be edited."""
+    agent = natgrad.TRPO(Random, **SMALL, n_envs=2).learn(128)
+    agent.save(tmp_path / "agent.npz")
+    metadata, arrays = read_checkpoint(tmp_path / "agent.npz")
+    metadata["config"]["vectorization"] = "async"
+    write_checkpoint(tmp_path / "async.npz", with_checksum(metadata, arrays), arrays)
+    resumed = natgrad.TRPO.load(tmp_path / "async.npz", Random)
+    assert parameters(resumed.learn(128)) == parameters(agent.learn(128))
+    resumed.close()
+
+
+def test_an_agent_is_loaded_by_its_algorithm_or_by_any_agents_class(tmp_path):
+    natgrad.NPG("CartPole-v1", **SMALL).save(tmp_path / "npg.npz")
+    assert type(natgrad.Agent.load(tmp_path / "npg.npz")) is natgrad.NPG
+    assert type(natgrad.NPG.load(str(tmp_path / "npg.npz"))) is natgrad.NPG
+    for other in (natgrad.TRPO, natgrad.REINFORCE):
+        with pytest.raises(CheckpointError, match=f"agent of NPG, not of {other.__name__}"):
+            other.load(tmp_path / "npg.npz")
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path):
+    agent = natgrad.TRPO("CartPole-v1", **SMALL).learn(128)
+    agent.save(tmp_path / "a.npz")
+    natgrad.TRPO.load(tmp_path / "a.npz").save(tmp_path / "b.npz")
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_a_checkpoint_is_an_ordinary_npz_without_pickles(tmp_path):
+    agent = natgrad.TRPO("CartPole-v1", **SMALL).learn(128)
+    agent.save(tmp_path / "agent.npz")
+    metadata, arrays = read_checkpoint(tmp_path / "agent.npz")
+    assert metadata["format_version"] == 1
+    assert metadata["natgrad_version"] == natgrad.__version__
+    assert metadata["env_id"] == "CartPole-v1"
+    assert natgrad.TRPOConfig.from_options(metadata["config"]) == agent.config
+    np.testing.assert_array_equal(arrays["policy/parameters"], agent.policy.parameters)
+
+
+def test_a_checkpoint_of_another_number_of_environments_starts_new_episodes(tmp_path):
+    agent = natgrad.TRPO(Random, **SMALL, n_envs=2).learn(128)
+    agent.save(tmp_path / "agent.npz")
+    env = SyncVectorEnv([Random] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+    with pytest.warns(UserWarning, match="the episodes in progress start again"):
+        resumed = natgrad.TRPO.load(tmp_path / "agent.npz", env).learn(64)
+    assert resumed.num_updates == 3
+    env.close()
+
+
+# Damage ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """Path of a sound checkpoint, which tests read only."""
+    path = tmp_path_factory.mktemp("sound") / "agent.npz"
+    natgrad.TRPO("CartPole-v1", hidden=(4,), critic_hidden=(4,), batch_size=64).learn(256).save(
+        path
+    )
+    return path
+
+
+def refused(path, match=None, **keywords):
+    """Loading raises a CheckpointError that names the file; returns its message."""
+    with pytest.raises(CheckpointError, match=match) as caught:
+        natgrad.TRPO.load(path, **keywords)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_file_that_ends_early_is_refused_at_every_length(sound, tmp_path):
+    whole = sound.read_bytes()
+    lengths = {0, 1, 3, 4, 21, 22, 100, len(whole) - 1, len(whole) - 22, len(whole) - 23}
+    for length in sorted(lengths | set(range(0, len(whole), len(whole) // 97))):
+        (tmp_path / "cut.npz").write_bytes(whole[:length])
+        refused(tmp_path / "cut.npz", "damaged or no checkpoint")
+
+
+def test_no_bit_can_flip_without_being_noticed_or_being_harmless(sound, tmp_path):
+    """Bits that zip readers ignore (times, permissions) may flip: then nothing else changed."""
+    whole, want = sound.read_bytes(), contents(sound)
+    rng = np.random.default_rng(0)
+    bits = rng.choice(8 * len(whole), 400, replace=False).tolist()
+    bits += range(8 * 60)  # the first header
+    caught = 0
+    for bit in bits:
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "flipped.npz").write_bytes(damaged)
+        try:
+            agent = natgrad.TRPO.load(tmp_path / "flipped.npz")
+        except CheckpointError:
+            caught += 1
+        else:
+            assert contents(agent) == want
+    assert caught > 0.7 * len(bits)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0" * 1000, b"not a checkpoint", b"PK\x03\x04", b"PK\x05\x06" + b"\0" * 18],
+    ids=["empty", "zeros", "text", "zip magic", "empty zip"],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path, content):
+    (tmp_path / "file.npz").write_bytes(content)
+    refused(tmp_path / "file.npz", "wanted a file written by natgrad")
+
+
+def test_a_missing_file_and_a_folder_without_checkpoints_are_refused(tmp_path):
+    refused(tmp_path / "nothing.npz", "No such file")
+    refused(tmp_path, "has no sound checkpoint")
+
+
+class Malice:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self._path = path
+
+    def __reduce__(self):
+        return open, (str(self._path), "w")
+
+
+def test_a_pickle_is_not_run(sound, tmp_path):
+    evil, trace = tmp_path / "evil.npz", tmp_path / "trace"
+    payload = pickle.dumps(Malice(trace))
+    with zipfile.ZipFile(tmp_path / "members.npz", "w") as archive:
+        archive.writestr("metadata.pkl", payload)
+    (tmp_path / "bare.npz").write_bytes(payload)
+    np.save(tmp_path / "object.npy", np.array([Malice(trace)], dtype=object))
+    (tmp_path / "object.npz").write_bytes((tmp_path / "object.npy").read_bytes())
+    for name in ("members", "bare", "object"):
+        refused(tmp_path / f"{name}.npz")
+    metadata, arrays = read_checkpoint(sound)
+    objects = np.array([Malice(trace)], dtype=object)
+    for name in ("policy/parameters", "extra"):
+        write_checkpoint(evil, metadata, {**arrays, name: objects})
+        refused(evil)
+    with evil.open("wb") as file:
+        np.savez(file, metadata=objects, **arrays)
+    refused(evil, "object")
+    pickle.loads(payload).close()
+    assert trace.exists(), "the payload should have been dangerous"
+    trace.unlink()
+    for path in tmp_path.glob("*.npz"):
+        refused(path)
+    assert not trace.exists()
+
+
+def test_a_header_that_claims_a_huge_array_allocates_nothing(sound, tmp_path):
+    metadata, arrays = read_checkpoint(sound)
+    for name in ("policy/parameters", "metadata", "environments/actions"):
+        header = io.BytesIO()
+        claim = {"descr": "<f4" if name != "metadata" else "|u1", "fortran_order": False}
+        np.lib.format.write_array_header_1_0(header, {**claim, "shape": (10**12,)})
+        write_checkpoint(tmp_path / "huge.npz", metadata, arrays)
+        replace_member(tmp_path / "huge.npz", f"{name}.npy", header.getvalue() + b"\0" * 64)
+        started = time.perf_counter()
+        refused(tmp_path / "huge.npz")
+        assert time.perf_counter() - started < 1
+
+
+def replace_member(path, name, content, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path) as archive:
+        members = {n: archive.read(n) for n in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for member, old in members.items():
+            archive.writestr(member, content if member == name else old)
+
+
+def test_options_that_ask_for_more_than_the_file_holds_allocate_nothing(sound, tmp_path):
+    metadata, arrays = read_checkpoint(sound)
+    for huge in (
+        {"hidden": [10**6, 10**6]},
+        {"critic_hidden": [10**12]},
+        {"n_envs": 10**9, "batch_size": 10**9},
+        {"fourier_features": 10**10},
+    ):
+        changed = {**metadata, "config": {**metadata["config"], **huge}}
+        write_checkpoint(tmp_path / "huge.npz", changed, arrays)
+        refused(tmp_path / "huge.npz", "more parameters than the file has bytes")
+
+
+def test_a_compressed_file_is_refused(sound, tmp_path):
+    """Or a few bytes could claim to be many."""
+    (tmp_path / "bomb.npz").write_bytes(sound.read_bytes())
+    replace_member(tmp_path / "bomb.npz", "", b"", zipfile.ZIP_DEFLATED)
+    refused(tmp_path / "bomb.npz", "is compressed")
+
+
+def array_damages(arrays):
+    """Label, arrays, and what is said."""
+    for name, array in arrays.items():
+        rest = {key: value for key, value in arrays.items() if key != name}
+        yield f"without {name}", rest, "it lacks"
+        wrong = array.astype(np.float16 if array.dtype.kind == "f" else np.int16)
+        yield f"{name} of another type", {**rest, name: wrong}, r"float16|int16"
+        yield f"{name} longer", {**rest, name: np.concatenate([array, array, array[:1]])}, "wanted"
+        yield f"{name} with an axis more", {**rest, name: array[None]}, "wanted"
+        yield (
+            f"{name} in big endian",
+            {**rest, name: array.astype(array.dtype.newbyteorder())},
+            "wanted",
+        )
+        if array.size:
+            changed = array.copy()
+            changed.ravel()[-1] = 1 - changed.ravel()[-1]
+            yield f"{name} changed", {**rest, name: changed}, "checksum"
+        if array.dtype.kind == "f" and array.size:
+            for value in (np.nan, np.inf):
+                bad = array.copy()
+                bad.ravel()[0] = value
+                yield f"{name} with {value}", {**rest, name: bad}, "checksum|not finite"
+    yield "with an array more", {**arrays, "extra": np.zeros(3)}, "has .*extra.* besides"
+
+
+def test_every_wrong_array_is_refused(sound, tmp_path):
+    metadata, arrays = read_checkpoint(sound)
+    labels = []
+    for label, damaged, match in array_damages(arrays):
+        write_checkpoint(tmp_path / "wrong.npz", metadata, damaged)
+        try:
+            refused(tmp_path / "wrong.npz", match)
+        except BaseException as error:
+            raise AssertionError(label) from error
+        labels.append(label)
+    assert len(labels) > 60
+
+
+def with_checksum(metadata, arrays):
+    """As `checkpoint.write` would have written it, had somebody meant it."""
+    return {**metadata, "sha256": checkpoint._digest(metadata, arrays)}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused_even_with_their_checksum(sound, tmp_path, value):
+    metadata, arrays = read_checkpoint(sound)
+    for name, array in arrays.items():
+        if array.dtype.kind != "f" or not array.size:
+            continue
+        bad = {**arrays, name: array.copy()}
+        bad[name].ravel()[-1] = value
+        write_checkpoint(tmp_path / "bad.npz", with_checksum(metadata, bad), bad)
+        refused(tmp_path / "bad.npz", f"{name}' has values that are not finite")
+
+
+def edited(tree, path, value):
+    """A copy of nested dictionaries with one value replaced, or removed if it is ...."""
+    tree = dict(tree)
+    if len(path) > 1:
+        tree[path[0]] = edited(tree[path[0]], path[1:], value)
+    elif value is ...:
+        del tree[path[0]]
+    else:
+        tree[path[0]] = value
+    return tree
+
+
+EDITS = [
+    (("format_version",), 2),
+    (("format_version",), 0),
+    (("format_version",), -1),
+    (("format_version",), "1"),
+    (("format_version",), True),
+    (("format_version",), ...),
+    (("sha256",), "0" * 64),
+    (("sha256",), ...),
+    (("algorithm",), "ppo"),
+    (("algorithm",), ["trpo"]),
+    (("algorithm",), ...),
+    (("env_id",), None),
+    (("env_id",), 5),
+    (("env_id",), "os:CartPole-v1"),
+    (("config",), ...),
+    (("config",), []),
+    (("config", "max_kl"), -1.0),
+    (("config", "max_kl"), 0.02),
+    (("config", "max_kl"), "0.01"),
+    (("config", "seed"), float("nan")),
+    (("config", "seed"), 1),  # that of the random features would be another
+    (("config", "no_such_option"), 1),
+    (("config", "hidden"), [5]),
+    (("config", "activation"), "relu"),
+    (("config", "dtype"), "float64"),
+    (("config", "critic"), "adam"),
+    (("config", "n_envs"), 2),
+    (("policy",), ...),
+    (("policy",), None),
+    (("policy", "observation_size"), 5),
+    (("policy", "distribution"), {"name": "Bernoulli", "n": 2}),
+    (("critic", "hidden"), [9]),
+    (("progress",), ...),
+    (("progress",), []),
+    *(
+        (("progress", name), value)
+        for name in (
+            "num_timesteps",
+            "num_updates",
+            "num_episodes",
+            "failures",
+            "rng_counter",
+            "moments_count",
+            "moments_rejected",
+        )
+        for value in (-1, 1.5, "3", None, float("nan"), float("inf"), 2**70, True, [1], ...)
+    ),
+    *((("progress", "seconds"), value) for value in (-1, "1", None, float("nan"), float("inf"))),
+    *(
+        (("progress", "recent_episodes"), value)
+        for value in (
+            None,
+            5,
+            [1],
+            [[1, 2]],
+            [[1, 2, 3, 4]],
+            [["a", 2, 3]],
+            [[float("nan"), 2, 3]],
+            [[1.0, -2, 3.0]],
+        )
+    ),
+    *(
+        (("progress", "target_scale"), value)
+        for value in (None, [1], [0, -1], [0, 0], [float("nan"), 1], ["a", "b"], [0, float("inf")])
+    ),
+    *((("progress", "n_envs"), value) for value in (0, -1, 2, 10**12, "1", None, 1.5)),
+    *(
+        (("progress", "replay_lengths"), value)
+        for value in (None, [], [-1], [10**12], ["a"], [1.5], [1, 1], [[1]])
+    ),
+    *(
+        (("progress", "optimizer_sizes"), value)
+        for value in (None, {}, {"critic/optimizer": -1}, {"critic/optimizer": 10**12})
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), EDITS)
+def test_edited_metadata_is_refused(sound, tmp_path, path, value):
+    metadata, arrays = read_checkpoint(sound)
+    changed = edited(metadata, path, value)
+    write_checkpoint(tmp_path / "edited.npz", changed, arrays)
+    refused(tmp_path / "edited.npz", "cannot (read|use) checkpoint")
+    if path != ("sha256",) and value != 0.02 and not contains_nan(changed):
+        write_checkpoint(tmp_path / "edited.npz", with_checksum(changed, arrays), arrays)
+        refused(tmp_path / "edited.npz", "cannot (read|use) checkpoint")
+
+
+def contains_nan(metadata):
+    """Whether it is no JSON, of which there cannot be a checksum."""
+    try:
+        json.dumps(metadata, allow_nan=False)
+    except ValueError:
+        return True
+    return False
+
+
+def test_impossible_statistics_are_refused(sound, tmp_path):
+    metadata, arrays = read_checkpoint(sound)
+    for name, value in (
+        ("observations/squares", -1.0),
+        ("environments/lengths", -1),
+        ("environments/episodes", -1),
+    ):
+        bad = {**arrays, name: np.full_like(arrays[name], value)}
+        write_checkpoint(tmp_path / "bad.npz", with_checksum(metadata, bad), bad)
+        refused(tmp_path / "bad.npz", "cannot use checkpoint")
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"5", b"null", b"\xff\xfe", b"[" * 200_000, b'{"format_version": 1}']
+)
+def test_metadata_that_is_no_json_object_is_refused(sound, tmp_path, text):
+    _, arrays = read_checkpoint(sound)
+    with (tmp_path / "bad.npz").open("wb") as file:
+        np.savez(file, metadata=np.frombuffer(text, np.uint8), **arrays)
+    refused(tmp_path / "bad.npz", "cannot (read|use) checkpoint")
+
+
+def test_foreign_files_are_refused(sound, tmp_path):
+    np.savez(tmp_path / "foreign.npz", weights=np.zeros(3))
+    refused(tmp_path / "foreign.npz", "has no member 'metadata'")
+    np.savez_compressed(tmp_path / "packed.npz", metadata=np.zeros(3, np.uint8))
+    refused(tmp_path / "packed.npz", "is compressed")
+    np.savez(tmp_path / "numbers.npz", metadata=np.zeros(3))
+    refused(tmp_path / "numbers.npz", r"array 'metadata' is float64 \(3,\); wanted uint8")
+
+
+@pytest.mark.parametrize(
+    "env", ["Acrobot-v1", "MountainCarContinuous-v0", Random, Discrete, Counting]
+)
+def test_a_checkpoint_for_other_spaces_is_refused(sound, env):
+    refused(sound, "the environment wants the policy", env=env)
+
+
+def test_a_checkpoint_of_an_unregistered_environment_needs_it_again(tmp_path):
+    agent = natgrad.TRPO(Random, **SMALL)
+    agent.save(tmp_path / "agent.npz")
+    refused(tmp_path / "agent.npz", "its environment None has to be passed as `env`")
+    assert contents(natgrad.TRPO.load(tmp_path / "agent.npz", Random)) == contents(agent)
+
+
+def test_a_file_cannot_make_gymnasium_import_a_module(sound, tmp_path, monkeypatch):
+    (tmp_path / "payload.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    metadata, arrays = read_checkpoint(sound)
+    write_checkpoint(tmp_path / "a.npz", {**metadata, "env_id": "payload:CartPole-v1"}, arrays)
+    refused(tmp_path / "a.npz", "has to be passed")
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_refused_file_leaves_no_trace_in_a_living_agent(sound, tmp_path):
+    agent = natgrad.TRPO("CartPole-v1", **SMALL).learn(64)
+    before = contents(agent)
+    (tmp_path / "cut.npz").write_bytes(sound.read_bytes()[:-1])
+    refused(tmp_path / "cut.npz")
+    assert contents(agent) == before
+
+
+# Writing ---------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
+    agent = natgrad.TRPO("CartPole-v1", **SMALL)
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "missing" / "a.npz", tmp_path / "file" / "a.npz", "/proc/a.npz"):
+        with pytest.raises(CheckpointError, match=r"cannot write checkpoint .*: .*unchanged"):
+            agent.save(path)
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(CheckpointError, match="cannot write checkpoint"):
+        agent.save(tmp_path / "folder.npz")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.npz"]
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import natgrad
+from environments import SMALL, contents
+folder = Path(sys.argv[1])
+agent = natgrad.TRPO("CartPole-v1", **SMALL).learn(64)
+agent.save(folder / "agent.npz")
+before = (folder / "agent.npz").read_bytes()
+agent.learn(64)
+state = contents(agent)
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+for limit in [0, 1, 100, *range(200, len(before), len(before) // 50), len(before) - 1]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        agent.save(folder / "agent.npz")
+    except natgrad.CheckpointError as error:
+        assert "File too large" in str(error) and "unchanged" in str(error), error
+    else:
+        raise AssertionError(limit)
+    assert (folder / "agent.npz").read_bytes() == before, limit
+    assert [path.name for path in folder.iterdir()] == ["agent.npz"], limit
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+assert contents(agent) == state
+agent.save(folder / "agent.npz")
+assert contents(folder / "agent.npz") == state
+"""
+
+
+def test_a_full_disk_keeps_the_old_file_and_leaves_no_other(tmp_path):
+    code, output, errors = run("-c", FULL_DISK, tmp_path)
+    assert (code, output, errors) == (0, "", "")
+
+
+FULL_DISK_IN_TRAINING = """
+import resource, sys, warnings
+from pathlib import Path
+import natgrad
+from environments import SMALL
+folder = Path(sys.argv[1])
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+warnings.simplefilter("always")
+def fill(agent, log):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000 if agent.num_updates >= 2 else hard, hard))
+agent = natgrad.TRPO("CartPole-v1", **SMALL)
+try:
+    agent.learn(64 * 5, callback=fill, run_dir=folder, checkpoint_every=1)
+except natgrad.CheckpointError as error:
+    print("at the end:", error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+print(agent.num_updates, natgrad.TRPO.load(folder).num_updates)
+agent.save(folder / "late.npz")
+"""
+
+
+def test_training_goes_on_when_the_disk_is_full_and_says_so(tmp_path):
+    code, output, errors = run("-W", "default", "-c", FULL_DISK_IN_TRAINING, tmp_path)
+    assert code == 0, errors
+    assert errors.count("File too large; what was there before is unchanged; training goes on") == 4
+    assert output.startswith("at the end: cannot write checkpoint")
+    assert output.splitlines()[-1] == "5 1"
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["checkpoint-000000000.npz", "checkpoint-000000001.npz"]
+
+
+# Walking back ----------------------------------------------------------------------------------
+
+
+def test_a_run_is_resumed_from_the_newest_sound_checkpoint(tmp_path):
+    agent = natgrad.TRPO("CartPole-v1", **SMALL)
+    agent.learn(64 * 4, run_dir=tmp_path, checkpoint_every=1)
+    files = sorted((tmp_path / "checkpoints").iterdir())
+    assert len(files) == 3
+    assert natgrad.TRPO.load(tmp_path).num_updates == 4
+    files[2].write_bytes(files[2].read_bytes()[:1000])
+    with pytest.warns(UserWarning, match=r"damaged.*; trying the one before"):
+        resumed = natgrad.TRPO.load(tmp_path)
+    assert resumed.num_updates == 3
+    resumed.learn(64, run_dir=tmp_path)
+    assert contents(resumed) == contents(agent)
+    assert contents(natgrad.TRPO.load(tmp_path)) == contents(agent)
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="trying"),
+        pytest.raises(CheckpointError, match="no sound"),
+    ):
+        natgrad.TRPO.load(tmp_path)
+
+
+# Killing ---------------------------------------------------------------------------------------
+
+TRAINING = ("-m", "natgrad.cli", "train")
+OPTIONS = ("--hidden", "16", "--critic-hidden", "16", "--batch-size", "256", "--checkpoint-every")
+LONG = 256 * 60
+
+
+def train_until_done(folder, rng, *options, signals=(signal.SIGKILL,), longest=0.35):
+    """Starts training, interrupts it again and again at random moments, and resumes it."""
+    arguments = [*TRAINING, "CartPole-v1", "--run-dir", folder, "--steps", LONG, *OPTIONS, *options]
+    interruptions = 0
+    for k in range(30):
+        process = popen(*arguments)
+        deadline = time.monotonic() + 20
+        while not (folder / "checkpoints").is_dir() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if k:  # the first process is past its start; the others still have to import
+            time.sleep(0.25)
+        time.sleep(rng.uniform(0, longest))
+        number = signals[k % len(signals)] if k < 8 else None
+        if number is not None and process.poll() is None:
+            kill(process, number)
+        _, errors = process.communicate(timeout=60)
+        if process.returncode == 0:
+            return interruptions
+        interruptions += 1
+        if number == signal.SIGKILL:
+            assert process.returncode == -signal.SIGKILL, errors
+        else:
+            assert process.returncode == 130, errors
+            assert "Traceback" not in errors
+            if "saved to" in errors:
+                saved = errors.partition("saved to ")[2].partition(";")[0]
+                assert natgrad.TRPO.load(saved).num_timesteps < LONG
+        arguments = [*TRAINING, "--resume", folder, "--checkpoint-every", options[0]]
+    raise AssertionError("it never ended")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signals", "options"),
+    [
+        ((signal.SIGKILL,), ("1",)),
+        ((signal.SIGKILL,), ("7", "--n-envs", "2", "--critic", "adam")),
+        ((signal.SIGINT, signal.SIGTERM, signal.SIGKILL), ("3",)),
+        (
+            (signal.SIGINT, signal.SIGKILL),
+            ("2", "--n-envs", "2", "--vectorization", "async", "--algo", "reinforce"),
+        ),
+    ],
+    ids=["killed", "killed with Adam critic", "every signal", "in processes"],
+)
+def test_a_run_that_is_interrupted_again_and_again_ends_as_if_it_had_not_been(
+    tmp_path, signals, options
+):
+    rng = np.random.default_rng(0)
+    code, _, errors = run(
+        *TRAINING, "CartPole-v1", "--run-dir", tmp_path / "whole", "--steps", LONG, *OPTIONS,
+        *options,
+    )  # fmt: skip
+    assert code == 0, errors
+    interruptions = train_until_done(tmp_path / "pieces", rng, *options, signals=signals)
+    assert interruptions >= 1
+    whole, pieces = (natgrad.Agent.load(tmp_path / name) for name in ("whole", "pieces"))
+    assert contents(whole) == contents(pieces)
+    check_same_records(tmp_path / "whole", tmp_path / "pieces")
+    leftovers = [path.name for path in (tmp_path / "pieces").rglob(".*")]
+    assert leftovers == []
+
+
+def check_same_records(whole, pieces):
+    """The same rows in the same order: none lost, none twice. Times differ."""
+    for name in ("progress.csv", "monitor.csv"):
+        rows = [timeless((folder / name).read_text(), name) for folder in (whole, pieces)]
+        assert rows[0] == rows[1], name
+
+
+def timeless(text, name):
+    header, *rows = text.splitlines()
+    if name == "monitor.csv":
+        return [row.split(",")[:2] for row in rows]
+    keys = header.split(",")
+    return [
+        {k: v for k, v in zip(keys, row.split(","), strict=True) if not k.startswith("time/t")
+         and k not in ("time/fps", "time/rollout", "time/update", "time/critic")}
+        for row in rows
+    ]  # fmt: skip
