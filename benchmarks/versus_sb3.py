@@ -27,6 +27,7 @@ import natgrad
 
 ACTIONS = 6
 CG_ITERATIONS = 10
+PAUSE = 0.05  # seconds before each timing: idle OpenMP threads of torch keep a core busy for a while
 
 
 def flat(tensors: list[torch.Tensor]) -> NDArray[np.float64]:
@@ -117,10 +118,12 @@ def main() -> None:
     ours, theirs = [], []
     for _ in range(options.rounds):
         model.policy.load_state_dict(start)
+        time.sleep(PAUSE)
         began = time.perf_counter()
         model.train()
         theirs.append(time.perf_counter() - began)
         policy.parameters = start_flat
+        time.sleep(PAUSE)
         began = time.perf_counter()
         report = update(policy, batch)
         ours.append(time.perf_counter() - began)

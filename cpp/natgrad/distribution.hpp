@@ -25,108 +25,6 @@
 
 namespace natgrad {
 
-struct Categoricals {
-  std::vector<Index> sizes;
-  Index total = 0;  // sum of sizes
-  bool single;      // Categorical(n) rather than MultiCategorical((n,)): actions have no axis
-
-  explicit Categoricals(std::vector<Index> sizes_, bool single_)
-      : sizes(std::move(sizes_)), single(single_) {
-    for (const Index n : sizes) total += n;
-  }
-
-  Index parameter_size() const { return total; }
-  Index action_size() const { return static_cast<Index>(sizes.size()); }
-
-  template <class T>
-  double log_prob(const T* y, const T* action) const;
-  template <class T>
-  double entropy(const T* y) const;
-  template <class T>
-  double kl(const T* old_y, const T* y) const;
-  template <class T>
-  void score(const T* y, const T* action, double scale, T* out) const;
-  template <class T>
-  void sample(const T* y, RandomStream random, T* action) const;
-  template <class T>
-  void mode(const T* y, T* action) const;
-  template <class T>
-  void curvature(const T* y, T* s) const;
-  template <class T>
-  void fisher_product(const T* s, const T* u, double scale, T* out) const;
-  template <class T>
-  void fisher_sqrt_column(const T* s, Index column, double scale, T* out) const;
-};
-
-struct DiagonalGaussian {
-  Index n;
-  bool state_dependent_std;
-
-  Index parameter_size() const { return 2 * n; }
-  Index action_size() const { return n; }
-
-  template <class T>
-  double log_prob(const T* y, const T* action) const;
-  template <class T>
-  double entropy(const T* y) const;
-  template <class T>
-  double kl(const T* old_y, const T* y) const;
-  template <class T>
-  void score(const T* y, const T* action, double scale, T* out) const;
-  template <class T>
-  void sample(const T* y, RandomStream random, T* action) const;
-  template <class T>
-  void mode(const T* y, T* action) const;
-  template <class T>
-  void curvature(const T* y, T* s) const;
-  template <class T>
-  void fisher_product(const T* s, const T* u, double scale, T* out) const;
-  template <class T>
-  void fisher_sqrt_column(const T* s, Index column, double scale, T* out) const;
-};
-
-struct Bernoulli {
-  Index n;
-
-  Index parameter_size() const { return n; }
-  Index action_size() const { return n; }
-
-  template <class T>
-  double log_prob(const T* y, const T* action) const;
-  template <class T>
-  double entropy(const T* y) const;
-  template <class T>
-  double kl(const T* old_y, const T* y) const;
-  template <class T>
-  void score(const T* y, const T* action, double scale, T* out) const;
-  template <class T>
-  void sample(const T* y, RandomStream random, T* action) const;
-  template <class T>
-  void mode(const T* y, T* action) const;
-  template <class T>
-  void curvature(const T* y, T* s) const;
-  template <class T>
-  void fisher_product(const T* s, const T* u, double scale, T* out) const;
-  template <class T>
-  void fisher_sqrt_column(const T* s, Index column, double scale, T* out) const;
-};
-
-using Distribution = std::variant<Categoricals, DiagonalGaussian, Bernoulli>;
-
-inline Index parameter_size(const Distribution& distribution) {
-  return std::visit([](const auto& d) { return d.parameter_size(); }, distribution);
-}
-inline Index action_size(const Distribution& distribution) {
-  return std::visit([](const auto& d) { return d.action_size(); }, distribution);
-}
-// Parameters of the distribution that do not depend on the observation.
-inline Index free_parameter_size(const Distribution& distribution) {
-  const auto* gaussian = std::get_if<DiagonalGaussian>(&distribution);
-  return gaussian != nullptr && !gaussian->state_dependent_std ? gaussian->n : 0;
-}
-
-// --- Categoricals --------------------------------------------------------------------------------
-
 namespace detail {
 
 // log sum exp of n logits, by the largest.
@@ -150,283 +48,324 @@ inline double sigmoid(double x) {
 
 }  // namespace detail
 
-template <class T>
-double Categoricals::log_prob(const T* y, const T* action) const {
-  double sum = 0;
-  for (std::size_t j = 0; j < sizes.size(); y += sizes[j++]) {
-    sum += static_cast<double>(y[static_cast<Index>(action[j])]) - detail::log_sum_exp(y, sizes[j]);
-  }
-  return sum;
-}
+struct Categoricals {
+  std::vector<Index> sizes;
+  Index total = 0;  // sum of sizes
+  bool single;      // Categorical(n) rather than MultiCategorical((n,)): actions have no axis
 
-template <class T>
-double Categoricals::entropy(const T* y) const {
-  double sum = 0;
-  for (std::size_t j = 0; j < sizes.size(); y += sizes[j++]) {
-    const double normalizer = detail::log_sum_exp(y, sizes[j]);
-    for (Index i = 0; i < sizes[j]; ++i) {
-      const double log_p = static_cast<double>(y[i]) - normalizer;
-      const double p = std::exp(log_p);
-      if (p > 0) sum -= p * log_p;
+  explicit Categoricals(std::vector<Index> sizes_, bool single_)
+      : sizes(std::move(sizes_)), single(single_) {
+    for (const Index n : sizes) total += n;
+  }
+
+  Index parameter_size() const { return total; }
+  Index action_size() const { return static_cast<Index>(sizes.size()); }
+
+  template <class T>
+  double log_prob(const T* y, const T* action) const {
+    double sum = 0;
+    for (std::size_t j = 0; j < sizes.size(); y += sizes[j++]) {
+      sum +=
+          static_cast<double>(y[static_cast<Index>(action[j])]) - detail::log_sum_exp(y, sizes[j]);
+    }
+    return sum;
+  }
+
+  template <class T>
+  double entropy(const T* y) const {
+    double sum = 0;
+    for (std::size_t j = 0; j < sizes.size(); y += sizes[j++]) {
+      const double normalizer = detail::log_sum_exp(y, sizes[j]);
+      for (Index i = 0; i < sizes[j]; ++i) {
+        const double log_p = static_cast<double>(y[i]) - normalizer;
+        const double p = std::exp(log_p);
+        if (p > 0) sum -= p * log_p;
+      }
+    }
+    return sum;
+  }
+
+  // KL = sum p (log p - log p_new). Near p both logarithms are nearly equal; with the differences of
+  // logits e_i it is log(sum p exp(e)) - sum p e, and log1p and expm1 keep its second order.
+  template <class T>
+  double kl(const T* old_y, const T* y) const {
+    double kl = 0;
+    for (std::size_t j = 0; j < sizes.size(); y += sizes[j], old_y += sizes[j++]) {
+      const double old_normalizer = detail::log_sum_exp(old_y, sizes[j]);
+      // A common shift of the logits changes nothing; take the first difference out.
+      const double shift = static_cast<double>(y[0]) - static_cast<double>(old_y[0]);
+      double largest = 0, mean = 0, mean_expm1 = 0;
+      for (Index i = 0; i < sizes[j]; ++i) {
+        const double e = static_cast<double>(y[i]) - static_cast<double>(old_y[i]) - shift;
+        const double p = std::exp(static_cast<double>(old_y[i]) - old_normalizer);
+        largest = std::max(largest, std::abs(e));
+        if (p > 0) mean += p * e;
+        mean_expm1 += p * std::expm1(e);
+      }
+      if (largest < 1) {
+        kl += std::log1p(mean_expm1) - mean;
+      } else {
+        kl += detail::log_sum_exp(y, sizes[j]) - shift - old_normalizer - mean;
+      }
+    }
+    return kl;
+  }
+
+  template <class T>
+  void score(const T* y, const T* action, double scale, T* out) const {
+    for (std::size_t j = 0; j < sizes.size(); y += sizes[j], out += sizes[j++]) {
+      const double normalizer = detail::log_sum_exp(y, sizes[j]);
+      const Index chosen = static_cast<Index>(action[j]);
+      for (Index i = 0; i < sizes[j]; ++i) {
+        const double p = std::exp(static_cast<double>(y[i]) - normalizer);
+        out[i] = static_cast<T>(scale * ((i == chosen ? 1.0 : 0.0) - p));
+      }
     }
   }
-  return sum;
-}
 
-// KL = sum p (log p - log p_new). Near p both logarithms are nearly equal; with the differences of
-// logits e_i it is log(sum p exp(e)) - sum p e, and log1p and expm1 keep its second order.
-template <class T>
-double Categoricals::kl(const T* old_y, const T* y) const {
-  double kl = 0;
-  for (std::size_t j = 0; j < sizes.size(); y += sizes[j], old_y += sizes[j++]) {
-    const double old_normalizer = detail::log_sum_exp(old_y, sizes[j]);
-    // A common shift of the logits changes nothing; take the first difference out.
-    const double shift = static_cast<double>(y[0]) - static_cast<double>(old_y[0]);
-    double largest = 0, mean = 0, mean_expm1 = 0;
-    for (Index i = 0; i < sizes[j]; ++i) {
-      const double e = static_cast<double>(y[i]) - static_cast<double>(old_y[i]) - shift;
-      const double p = std::exp(static_cast<double>(old_y[i]) - old_normalizer);
-      largest = std::max(largest, std::abs(e));
-      if (p > 0) mean += p * e;
-      mean_expm1 += p * std::expm1(e);
-    }
-    if (largest < 1) {
-      kl += std::log1p(mean_expm1) - mean;
-    } else {
-      kl += detail::log_sum_exp(y, sizes[j]) - shift - old_normalizer - mean;
+  // Inverse transform: the first category whose cumulative probability exceeds a uniform number.
+  template <class T>
+  void sample(const T* y, RandomStream random, T* action) const {
+    for (std::size_t j = 0; j < sizes.size(); y += sizes[j++]) {
+      const double normalizer = detail::log_sum_exp(y, sizes[j]);
+      const double uniform = random.uniform();
+      double cumulative = 0;
+      Index chosen = 0;
+      for (Index i = 0; i < sizes[j]; ++i) {
+        const double p = std::exp(static_cast<double>(y[i]) - normalizer);
+        if (p > 0) chosen = i;  // rounding may leave the total below the uniform number
+        cumulative += p;
+        if (uniform < cumulative) break;
+      }
+      action[j] = static_cast<T>(chosen);
     }
   }
-  return kl;
-}
 
-template <class T>
-void Categoricals::score(const T* y, const T* action, double scale, T* out) const {
-  for (std::size_t j = 0; j < sizes.size(); y += sizes[j], out += sizes[j++]) {
-    const double normalizer = detail::log_sum_exp(y, sizes[j]);
-    const Index chosen = static_cast<Index>(action[j]);
-    for (Index i = 0; i < sizes[j]; ++i) {
-      const double p = std::exp(static_cast<double>(y[i]) - normalizer);
-      out[i] = static_cast<T>(scale * ((i == chosen ? 1.0 : 0.0) - p));
+  template <class T>
+  void mode(const T* y, T* action) const {
+    for (std::size_t j = 0; j < sizes.size(); y += sizes[j++]) {
+      action[j] = static_cast<T>(std::max_element(y, y + sizes[j]) - y);
     }
   }
-}
 
-// Inverse transform: the first category whose cumulative probability exceeds a uniform number.
-template <class T>
-void Categoricals::sample(const T* y, RandomStream random, T* action) const {
-  for (std::size_t j = 0; j < sizes.size(); y += sizes[j++]) {
-    const double normalizer = detail::log_sum_exp(y, sizes[j]);
-    const double uniform = random.uniform();
-    double cumulative = 0;
-    Index chosen = 0;
-    for (Index i = 0; i < sizes[j]; ++i) {
-      const double p = std::exp(static_cast<double>(y[i]) - normalizer);
-      if (p > 0) chosen = i;  // rounding may leave the total below the uniform number
-      cumulative += p;
-      if (uniform < cumulative) break;
-    }
-    action[j] = static_cast<T>(chosen);
-  }
-}
-
-template <class T>
-void Categoricals::mode(const T* y, T* action) const {
-  for (std::size_t j = 0; j < sizes.size(); y += sizes[j++]) {
-    action[j] = static_cast<T>(std::max_element(y, y + sizes[j]) - y);
-  }
-}
-
-template <class T>
-void Categoricals::curvature(const T* y, T* s) const {
-  for (std::size_t j = 0; j < sizes.size(); y += sizes[j], s += sizes[j++]) {
-    const double normalizer = detail::log_sum_exp(y, sizes[j]);
-    for (Index i = 0; i < sizes[j]; ++i) {
-      s[i] = static_cast<T>(std::exp(static_cast<double>(y[i]) - normalizer));
+  template <class T>
+  void curvature(const T* y, T* s) const {
+    for (std::size_t j = 0; j < sizes.size(); y += sizes[j], s += sizes[j++]) {
+      const double normalizer = detail::log_sum_exp(y, sizes[j]);
+      for (Index i = 0; i < sizes[j]; ++i) {
+        s[i] = static_cast<T>(std::exp(static_cast<double>(y[i]) - normalizer));
+      }
     }
   }
-}
 
-template <class T>
-void Categoricals::fisher_product(const T* s, const T* u, double scale, T* out) const {
-  for (std::size_t j = 0; j < sizes.size(); s += sizes[j], u += sizes[j], out += sizes[j++]) {
-    double mean = 0;
-    for (Index i = 0; i < sizes[j]; ++i)
-      mean += static_cast<double>(s[i]) * static_cast<double>(u[i]);
-    for (Index i = 0; i < sizes[j]; ++i) {
-      out[i] =
-          static_cast<T>(scale * static_cast<double>(s[i]) * (static_cast<double>(u[i]) - mean));
+  template <class T>
+  void fisher_product(const T* s, const T* u, double scale, T* out) const {
+    for (std::size_t j = 0; j < sizes.size(); s += sizes[j], u += sizes[j], out += sizes[j++]) {
+      double mean = 0;
+      for (Index i = 0; i < sizes[j]; ++i)
+        mean += static_cast<double>(s[i]) * static_cast<double>(u[i]);
+      for (Index i = 0; i < sizes[j]; ++i) {
+        out[i] =
+            static_cast<T>(scale * static_cast<double>(s[i]) * (static_cast<double>(u[i]) - mean));
+      }
     }
   }
-}
 
-template <class T>
-void Categoricals::fisher_sqrt_column(const T* s, Index column, double scale, T* out) const {
-  std::fill_n(out, total, T(0));
-  for (std::size_t j = 0; j < sizes.size(); s += sizes[j], out += sizes[j], column -= sizes[j++]) {
-    if (column >= sizes[j]) continue;
-    const double q = std::sqrt(static_cast<double>(s[column]));
-    for (Index i = 0; i < sizes[j]; ++i) {
-      const double root = std::sqrt(static_cast<double>(s[i]));
-      out[i] = static_cast<T>(scale * root * ((i == column ? 1.0 : 0.0) - root * q));
-    }
-    return;
-  }
-}
-
-// --- DiagonalGaussian ----------------------------------------------------------------------------
-
-template <class T>
-double DiagonalGaussian::log_prob(const T* y, const T* action) const {
-  constexpr double half_log_two_pi = 0.91893853320467274178;
-  double sum = 0;
-  for (Index i = 0; i < n; ++i) {
-    const double log_std = static_cast<double>(y[n + i]);
-    const double z =
-        (static_cast<double>(action[i]) - static_cast<double>(y[i])) * std::exp(-log_std);
-    sum -= 0.5 * z * z + log_std + half_log_two_pi;
-  }
-  return sum;
-}
-
-template <class T>
-double DiagonalGaussian::entropy(const T* y) const {
-  constexpr double half_log_two_pi_e = 1.41893853320467274178;
-  double sum = 0;
-  for (Index i = 0; i < n; ++i) sum += half_log_two_pi_e + static_cast<double>(y[n + i]);
-  return sum;
-}
-
-template <class T>
-double DiagonalGaussian::kl(const T* old_y, const T* y) const {
-  double kl = 0;
-  for (Index i = 0; i < n; ++i) {
-    const double log_std = static_cast<double>(y[n + i]);
-    const double d = log_std - static_cast<double>(old_y[n + i]);
-    const double z =
-        (static_cast<double>(y[i]) - static_cast<double>(old_y[i])) * std::exp(-log_std);
-    kl += 0.5 * (std::expm1(-2 * d) + 2 * d + z * z);
-  }
-  return kl;
-}
-
-template <class T>
-void DiagonalGaussian::score(const T* y, const T* action, double scale, T* out) const {
-  for (Index i = 0; i < n; ++i) {
-    const double inverse_std = std::exp(-static_cast<double>(y[n + i]));
-    const double z = (static_cast<double>(action[i]) - static_cast<double>(y[i])) * inverse_std;
-    out[i] = static_cast<T>(scale * z * inverse_std);
-    out[n + i] = static_cast<T>(scale * (z * z - 1));
-  }
-}
-
-template <class T>
-void DiagonalGaussian::sample(const T* y, RandomStream random, T* action) const {
-  for (Index i = 0; i < n; ++i) {
-    const double std = std::exp(static_cast<double>(y[n + i]));
-    action[i] = static_cast<T>(static_cast<double>(y[i]) + std * random.normal());
-  }
-}
-
-template <class T>
-void DiagonalGaussian::mode(const T* y, T* action) const {
-  std::copy_n(y, n, action);
-}
-
-template <class T>
-void DiagonalGaussian::curvature(const T* y, T* s) const {
-  for (Index i = 0; i < n; ++i) {
-    s[i] = static_cast<T>(std::exp(-2 * static_cast<double>(y[n + i])));
-    s[n + i] = T(2);
-  }
-}
-
-template <class T>
-void DiagonalGaussian::fisher_product(const T* s, const T* u, double scale, T* out) const {
-  for (Index i = 0; i < 2 * n; ++i) out[i] = static_cast<T>(scale) * s[i] * u[i];
-}
-
-template <class T>
-void DiagonalGaussian::fisher_sqrt_column(const T* s, Index column, double scale, T* out) const {
-  std::fill_n(out, 2 * n, T(0));
-  out[column] = static_cast<T>(scale * std::sqrt(static_cast<double>(s[column])));
-}
-
-// --- Bernoulli -----------------------------------------------------------------------------------
-
-template <class T>
-double Bernoulli::log_prob(const T* y, const T* action) const {
-  double sum = 0;
-  for (Index i = 0; i < n; ++i) {
-    const double logit = static_cast<double>(y[i]);
-    sum -= detail::softplus(action[i] > T(0.5) ? -logit : logit);
-  }
-  return sum;
-}
-
-template <class T>
-double Bernoulli::entropy(const T* y) const {
-  double sum = 0;
-  for (Index i = 0; i < n; ++i) {
-    const double logit = static_cast<double>(y[i]);
-    sum += detail::softplus(logit) - logit * detail::sigmoid(logit);
-  }
-  return sum;
-}
-
-// As for a softmax of the two logits (0, y).
-template <class T>
-double Bernoulli::kl(const T* old_y, const T* y) const {
-  double kl = 0;
-  for (Index i = 0; i < n; ++i) {
-    const double old_logit = static_cast<double>(old_y[i]);
-    const double e = static_cast<double>(y[i]) - old_logit;
-    const double p = detail::sigmoid(old_logit);
-    if (std::abs(e) < 1) {
-      kl += std::log1p(p * std::expm1(e)) - p * e;
-    } else {
-      kl += detail::softplus(old_logit + e) - detail::softplus(old_logit) - p * e;
+  template <class T>
+  void fisher_sqrt_column(const T* s, Index column, double scale, T* out) const {
+    std::fill_n(out, total, T(0));
+    for (std::size_t j = 0; j < sizes.size();
+         s += sizes[j], out += sizes[j], column -= sizes[j++]) {
+      if (column >= sizes[j]) continue;
+      const double q = std::sqrt(static_cast<double>(s[column]));
+      for (Index i = 0; i < sizes[j]; ++i) {
+        const double root = std::sqrt(static_cast<double>(s[i]));
+        out[i] = static_cast<T>(scale * root * ((i == column ? 1.0 : 0.0) - root * q));
+      }
+      return;
     }
   }
-  return kl;
-}
+};
 
-template <class T>
-void Bernoulli::score(const T* y, const T* action, double scale, T* out) const {
-  for (Index i = 0; i < n; ++i) {
-    const double p = detail::sigmoid(static_cast<double>(y[i]));
-    out[i] = static_cast<T>(scale * ((action[i] > T(0.5) ? 1.0 : 0.0) - p));
+struct DiagonalGaussian {
+  Index n;
+  bool state_dependent_std;
+
+  Index parameter_size() const { return 2 * n; }
+  Index action_size() const { return n; }
+
+  template <class T>
+  double log_prob(const T* y, const T* action) const {
+    constexpr double half_log_two_pi = 0.91893853320467274178;
+    double sum = 0;
+    for (Index i = 0; i < n; ++i) {
+      const double log_std = static_cast<double>(y[n + i]);
+      const double z =
+          (static_cast<double>(action[i]) - static_cast<double>(y[i])) * std::exp(-log_std);
+      sum -= 0.5 * z * z + log_std + half_log_two_pi;
+    }
+    return sum;
   }
-}
 
-template <class T>
-void Bernoulli::sample(const T* y, RandomStream random, T* action) const {
-  for (Index i = 0; i < n; ++i) {
-    action[i] = random.uniform() < detail::sigmoid(static_cast<double>(y[i])) ? T(1) : T(0);
+  template <class T>
+  double entropy(const T* y) const {
+    constexpr double half_log_two_pi_e = 1.41893853320467274178;
+    double sum = 0;
+    for (Index i = 0; i < n; ++i) sum += half_log_two_pi_e + static_cast<double>(y[n + i]);
+    return sum;
   }
-}
 
-template <class T>
-void Bernoulli::mode(const T* y, T* action) const {
-  for (Index i = 0; i < n; ++i) action[i] = y[i] > T(0) ? T(1) : T(0);
-}
-
-template <class T>
-void Bernoulli::curvature(const T* y, T* s) const {
-  for (Index i = 0; i < n; ++i) {
-    const double logit = static_cast<double>(y[i]);
-    s[i] = static_cast<T>(detail::sigmoid(logit) * detail::sigmoid(-logit));
+  template <class T>
+  double kl(const T* old_y, const T* y) const {
+    double kl = 0;
+    for (Index i = 0; i < n; ++i) {
+      const double log_std = static_cast<double>(y[n + i]);
+      const double d = log_std - static_cast<double>(old_y[n + i]);
+      const double z =
+          (static_cast<double>(y[i]) - static_cast<double>(old_y[i])) * std::exp(-log_std);
+      kl += 0.5 * (std::expm1(-2 * d) + 2 * d + z * z);
+    }
+    return kl;
   }
-}
 
-template <class T>
-void Bernoulli::fisher_product(const T* s, const T* u, double scale, T* out) const {
-  for (Index i = 0; i < n; ++i) out[i] = static_cast<T>(scale) * s[i] * u[i];
-}
+  template <class T>
+  void score(const T* y, const T* action, double scale, T* out) const {
+    for (Index i = 0; i < n; ++i) {
+      const double inverse_std = std::exp(-static_cast<double>(y[n + i]));
+      const double z = (static_cast<double>(action[i]) - static_cast<double>(y[i])) * inverse_std;
+      out[i] = static_cast<T>(scale * z * inverse_std);
+      out[n + i] = static_cast<T>(scale * (z * z - 1));
+    }
+  }
 
-template <class T>
-void Bernoulli::fisher_sqrt_column(const T* s, Index column, double scale, T* out) const {
-  std::fill_n(out, n, T(0));
-  out[column] = static_cast<T>(scale * std::sqrt(static_cast<double>(s[column])));
+  template <class T>
+  void sample(const T* y, RandomStream random, T* action) const {
+    for (Index i = 0; i < n; ++i) {
+      const double std = std::exp(static_cast<double>(y[n + i]));
+      action[i] = static_cast<T>(static_cast<double>(y[i]) + std * random.normal());
+    }
+  }
+
+  template <class T>
+  void mode(const T* y, T* action) const {
+    std::copy_n(y, n, action);
+  }
+
+  template <class T>
+  void curvature(const T* y, T* s) const {
+    for (Index i = 0; i < n; ++i) {
+      s[i] = static_cast<T>(std::exp(-2 * static_cast<double>(y[n + i])));
+      s[n + i] = T(2);
+    }
+  }
+
+  template <class T>
+  void fisher_product(const T* s, const T* u, double scale, T* out) const {
+    for (Index i = 0; i < 2 * n; ++i) out[i] = static_cast<T>(scale) * s[i] * u[i];
+  }
+
+  template <class T>
+  void fisher_sqrt_column(const T* s, Index column, double scale, T* out) const {
+    std::fill_n(out, 2 * n, T(0));
+    out[column] = static_cast<T>(scale * std::sqrt(static_cast<double>(s[column])));
+  }
+};
+
+struct Bernoulli {
+  Index n;
+
+  Index parameter_size() const { return n; }
+  Index action_size() const { return n; }
+
+  template <class T>
+  double log_prob(const T* y, const T* action) const {
+    double sum = 0;
+    for (Index i = 0; i < n; ++i) {
+      const double logit = static_cast<double>(y[i]);
+      sum -= detail::softplus(action[i] > T(0.5) ? -logit : logit);
+    }
+    return sum;
+  }
+
+  template <class T>
+  double entropy(const T* y) const {
+    double sum = 0;
+    for (Index i = 0; i < n; ++i) {
+      const double logit = static_cast<double>(y[i]);
+      sum += detail::softplus(logit) - logit * detail::sigmoid(logit);
+    }
+    return sum;
+  }
+
+  // As for a softmax of the two logits (0, y).
+  template <class T>
+  double kl(const T* old_y, const T* y) const {
+    double kl = 0;
+    for (Index i = 0; i < n; ++i) {
+      const double old_logit = static_cast<double>(old_y[i]);
+      const double e = static_cast<double>(y[i]) - old_logit;
+      const double p = detail::sigmoid(old_logit);
+      if (std::abs(e) < 1) {
+        kl += std::log1p(p * std::expm1(e)) - p * e;
+      } else {
+        kl += detail::softplus(old_logit + e) - detail::softplus(old_logit) - p * e;
+      }
+    }
+    return kl;
+  }
+
+  template <class T>
+  void score(const T* y, const T* action, double scale, T* out) const {
+    for (Index i = 0; i < n; ++i) {
+      const double p = detail::sigmoid(static_cast<double>(y[i]));
+      out[i] = static_cast<T>(scale * ((action[i] > T(0.5) ? 1.0 : 0.0) - p));
+    }
+  }
+
+  template <class T>
+  void sample(const T* y, RandomStream random, T* action) const {
+    for (Index i = 0; i < n; ++i) {
+      action[i] = random.uniform() < detail::sigmoid(static_cast<double>(y[i])) ? T(1) : T(0);
+    }
+  }
+
+  template <class T>
+  void mode(const T* y, T* action) const {
+    for (Index i = 0; i < n; ++i) action[i] = y[i] > T(0) ? T(1) : T(0);
+  }
+
+  template <class T>
+  void curvature(const T* y, T* s) const {
+    for (Index i = 0; i < n; ++i) {
+      const double logit = static_cast<double>(y[i]);
+      s[i] = static_cast<T>(detail::sigmoid(logit) * detail::sigmoid(-logit));
+    }
+  }
+
+  template <class T>
+  void fisher_product(const T* s, const T* u, double scale, T* out) const {
+    for (Index i = 0; i < n; ++i) out[i] = static_cast<T>(scale) * s[i] * u[i];
+  }
+
+  template <class T>
+  void fisher_sqrt_column(const T* s, Index column, double scale, T* out) const {
+    std::fill_n(out, n, T(0));
+    out[column] = static_cast<T>(scale * std::sqrt(static_cast<double>(s[column])));
+  }
+};
+
+using Distribution = std::variant<Categoricals, DiagonalGaussian, Bernoulli>;
+
+inline Index parameter_size(const Distribution& distribution) {
+  return std::visit([](const auto& d) { return d.parameter_size(); }, distribution);
+}
+inline Index action_size(const Distribution& distribution) {
+  return std::visit([](const auto& d) { return d.action_size(); }, distribution);
+}
+// Parameters of the distribution that do not depend on the observation.
+inline Index free_parameter_size(const Distribution& distribution) {
+  const auto* gaussian = std::get_if<DiagonalGaussian>(&distribution);
+  return gaussian != nullptr && !gaussian->state_dependent_std ? gaussian->n : 0;
 }
 
 }  // namespace natgrad
