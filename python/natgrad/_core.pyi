@@ -379,8 +379,8 @@ class FitReport:
 class GaussNewtonFit:
     def __init__(
         self,
-        steps: int = 5,
-        cg_iterations: int = 10,
+        steps: int = 3,
+        cg_iterations: int = 5,
         damping: float = 0.1,
         max_change: float = 0.1,
     ) -> None: ...

@@ -80,9 +80,9 @@ class AgentConfig:
     critic_hidden: tuple[int, ...] = _option(
         (64, 64), "critic", "widths of the hidden layers", low=1
     )
-    critic_steps: int = _option(5, "critic", "gauss_newton: steps per update", low=1)
+    critic_steps: int = _option(3, "critic", "gauss_newton: steps per update", low=1)
     critic_cg_iterations: int = _option(
-        10, "critic", "gauss_newton: conjugate gradient iterations per step", low=1
+        5, "critic", "gauss_newton: conjugate gradient iterations per step", low=1
     )
     critic_damping: float = _option(
         0.1, "critic", "gauss_newton: initial damping, adapted from step to step", above=0.0
