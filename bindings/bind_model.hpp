@@ -64,6 +64,24 @@ inline NetworkSpec network_spec(Index observation_size, const std::vector<Index>
   return spec;
 }
 
+// One number for each observation. prepare(model, rows) checks further arguments and returns what
+// writes the (N,) results; that runs without the GIL.
+template <class Any, class Prepare>
+py::object per_observation(const Any& self, py::handle observations, Prepare prepare) {
+  return visit(self, [&](auto& model) {
+    using T = scalar_of<decltype(model)>;
+    const auto rows = rows_of<T>(observations, "observations", model.network().spec().inputs);
+    const auto write = prepare(model, rows);
+    py::array_t<T> out(rows.count);
+    T* to = out.mutable_data();
+    {
+      const py::gil_scoped_release release;  // plain memory from here on
+      write(to);
+    }
+    return rows.drop_axis(std::move(out));
+  });
+}
+
 struct ParameterBlock {
   std::string name;
   py::tuple shape;

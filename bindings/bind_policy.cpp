@@ -188,20 +188,15 @@ Row i draws from stream `rng.stream + i`; `rng.counter` grows by one.)")
       .def(
           "log_prob",
           [](const PyPolicy& self, py::handle observations, py::handle given) {
-            return visit(self, [&](auto& policy) {
+            return per_observation(self, observations, [&](auto& policy, const auto& rows) {
               using T = scalar_of<decltype(policy)>;
-              const auto rows =
-                  rows_of<T>(observations, "observations", policy.network().spec().inputs);
+              const Index width = action_size(policy.distribution());
               const auto actions =
                   actions_of<T>(given, policy.distribution(), rows.count, rows.single);
-              const Index width = action_size(policy.distribution());
-              py::array_t<T> out(rows.count);
-              T* to = out.mutable_data();
-              {
-                const py::gil_scoped_release release;  // plain memory from here on
-                policy.log_prob(rows.view(), {actions.data(), rows.count, width, width}, to);
-              }
-              return rows.drop_axis(std::move(out));
+              const Matrix<const T> taken{actions.data(), rows.count, width, width};
+              return [&policy, view = rows.view(), taken, keep = actions](T* out) {
+                policy.log_prob(view, taken, out);
+              };
             });
           },
           py::arg("observations"), py::arg("actions"),
@@ -209,36 +204,20 @@ Row i draws from stream `rng.stream + i`; `rng.counter` grows by one.)")
       .def(
           "entropy",
           [](const PyPolicy& self, py::handle observations) {
-            return visit(self, [&](auto& policy) {
-              using T = scalar_of<decltype(policy)>;
-              const auto rows =
-                  rows_of<T>(observations, "observations", policy.network().spec().inputs);
-              py::array_t<T> out(rows.count);
-              T* to = out.mutable_data();
-              {
-                const py::gil_scoped_release release;  // plain memory from here on
-                policy.entropy(rows.view(), to);
-              }
-              return rows.drop_axis(std::move(out));
+            return per_observation(self, observations, [](auto& policy, const auto& rows) {
+              return [&policy, view = rows.view()](auto* out) { policy.entropy(view, out); };
             });
           },
           py::arg("observations"), "(N,) entropy of the action distribution in nats.")
       .def(
           "kl",
           [](const PyPolicy& self, py::handle observations, py::handle old_parameters) {
-            return visit(self, [&](auto& policy) {
+            return per_observation(self, observations, [&](auto& policy, const auto& rows) {
               using T = scalar_of<decltype(policy)>;
-              const auto rows =
-                  rows_of<T>(observations, "observations", policy.network().spec().inputs);
               const auto old =
                   vector_of<T>(old_parameters, "old_parameters", policy.parameter_count());
-              py::array_t<T> out(rows.count);
-              T* to = out.mutable_data();
-              {
-                const py::gil_scoped_release release;  // plain memory from here on
-                policy.kl(rows.view(), old.data(), to);
-              }
-              return rows.drop_axis(std::move(out));
+              return
+                  [&policy, view = rows.view(), old](T* out) { policy.kl(view, old.data(), out); };
             });
           },
           py::arg("observations"), py::arg("old_parameters"),

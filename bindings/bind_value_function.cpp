@@ -81,17 +81,8 @@ in; fits move it with their targets and change the last layer with it, so that V
       .def(
           "predict",
           [](const PyValueFunction& self, py::handle observations) {
-            return visit(self, [&](auto& model) {
-              using T = scalar_of<decltype(model)>;
-              const auto rows =
-                  rows_of<T>(observations, "observations", model.network().spec().inputs);
-              py::array_t<T> out(rows.count);
-              T* to = out.mutable_data();
-              {
-                const py::gil_scoped_release release;  // plain memory from here on
-                model.predict(rows.view(), to);
-              }
-              return rows.drop_axis(std::move(out));
+            return per_observation(self, observations, [](auto& model, const auto& rows) {
+              return [&model, view = rows.view()](auto* out) { model.predict(view, out); };
             });
           },
           py::arg("observations"), "(N,) values, in the units of the rewards.");

@@ -409,6 +409,27 @@ Matrix<const T> Linearization<T>::forward_mode(Index first, Index rows, const do
   return u;
 }
 
+// d_{l-1} = (d_l W_l) * act'(z_{l-1}), for the rows of a tile                             (eq. 13)
+template <class T>
+void Linearization<T>::pull_back(std::size_t l, Index first, Matrix<const T> d,
+                                 Matrix<T> below) const {
+  const Layer& layer = network_->layers()[l];
+  kernels::Multiply<T> p{};
+  p.rows = d.rows;
+  p.a = d.data;
+  p.lda = d.stride;
+  p.k = layer.out;
+  p.b = packed_->backward[l].data();
+  p.c = below.data;
+  p.ldc = below.stride;
+  p.n = round_up(layer.in, kLanes<T>);
+  p.epilogue = Epilogue::derive;
+  p.activation = network_->spec().activation;
+  p.ldcached = leading_dimension<T>(layer.in);
+  p.cached = cached(l).data() + first * p.ldcached;
+  kernels::table<T>().multiply(p);
+}
+
 // g_W_l += d_l' h_{l-1},  g_b_l += colsum(d_l),  d_{l-1} = (d_l W_l) * act'(z_{l-1})        (eq. 13)
 template <class T>
 void Linearization<T>::reverse(Index first, Matrix<T> d, T* accumulator, Worker* worker) {
@@ -443,20 +464,7 @@ void Linearization<T>::reverse(Index first, Matrix<T> d, T* accumulator, Worker*
     kernels::table<T>().column_sums(d.data, d.rows, d.stride, layer.out, accumulator + block.bias);
     if (l == 0) break;
     const Matrix<T> below = scratch(*buffers[l % 2], d.rows, layer.in);
-    kernels::Multiply<T> p{};
-    p.rows = d.rows;
-    p.a = d.data;
-    p.lda = d.stride;
-    p.k = layer.out;
-    p.b = packed_->backward[l].data();
-    p.c = below.data;
-    p.ldc = below.stride;
-    p.n = round_up(layer.in, kLanes<T>);
-    p.epilogue = Epilogue::derive;
-    p.activation = spec.activation;
-    p.ldcached = leading_dimension<T>(layer.in);
-    p.cached = cached(l).data() + first * p.ldcached;
-    kernels::table<T>().multiply(p);
+    pull_back(l, first, d, below);
     d = below;
   }
 }
@@ -513,21 +521,7 @@ void Linearization<T>::adjoints(Index first, Matrix<const T> d,
     std::copy_n(d.row(r), layers.back().out, adjoints->back().row(r));
   }
   for (std::size_t l = layers.size() - 1; l > 0; --l) {
-    const Matrix<T> above = (*adjoints)[l], below = (*adjoints)[l - 1];
-    kernels::Multiply<T> p{};
-    p.rows = d.rows;
-    p.a = above.data;
-    p.lda = above.stride;
-    p.k = layers[l].out;
-    p.b = packed_->backward[l].data();
-    p.c = below.data;
-    p.ldc = below.stride;
-    p.n = round_up(layers[l].in, kLanes<T>);
-    p.epilogue = Epilogue::derive;
-    p.activation = network_->spec().activation;
-    p.ldcached = leading_dimension<T>(layers[l].in);
-    p.cached = cached(l).data() + first * p.ldcached;
-    kernels::table<T>().multiply(p);
+    pull_back(l, first, (*adjoints)[l], (*adjoints)[l - 1]);
   }
 }
 

@@ -129,6 +129,7 @@ class Linearization {
   void forward_layer(std::size_t layer, Index first, Matrix<const T> h, Matrix<T> result,
                      const PackedLayers<T>& packed, bool keep_slope, T* scratch_slope) const;
   Matrix<const T> forward_mode(Index first, Index rows, const double* direction, Worker* worker);
+  void pull_back(std::size_t layer, Index first, Matrix<const T> d, Matrix<T> below) const;
   void reverse(Index first, Matrix<T> d, T* accumulator, Worker* worker);
   void reduce(double* gradient) const;
   const Buffer<T>& cached(std::size_t layer) const;  // what act'(z_layer) is derived from

@@ -23,8 +23,8 @@ struct FitReport {
 };
 
 struct GaussNewtonOptions {
-  int steps = 3;  // attempts, each one gradient, one solve, one evaluation
-  int cg_iterations = 5;     // few: stopping early is what keeps noise in the targets out
+  int steps = 3;            // attempts, each one gradient, one solve, one evaluation
+  int cg_iterations = 5;    // few: stopping early is what keeps noise in the targets out
   double damping = 0.1;     // at the start; then adapted (Levenberg and Marquardt)
   double max_change = 0.1;  // bound on the mean squared change of z in one step
 };
