@@ -216,7 +216,14 @@ class Painted(gymnasium.Env):
         return picture
 
 
+class Textual(Counting):
+    """Observes what no network understands."""
+
+    observation_space = spaces.Text(5)
+
+
 gymnasium.register("Painted-v0", Painted)
+gymnasium.register("Textual-v0", Textual)
 
 
 # Comparing -------------------------------------------------------------------------------------

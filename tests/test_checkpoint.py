@@ -2,7 +2,9 @@
 
 import functools
 import io
+import json
 import pickle
+import re
 import signal
 import time
 import zipfile
@@ -25,7 +27,7 @@ from environments import (
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import natgrad
-from natgrad import CheckpointError, checkpoint
+from natgrad import CheckpointError, checkpoint, runs
 
 Discrete = functools.partial(Random, discrete=True)
 KINDS = {
@@ -156,15 +158,18 @@ def test_a_file_that_ends_early_is_refused_at_every_length(sound, tmp_path):
 
 
 def test_no_bit_can_flip_without_being_noticed_or_being_harmless(sound, tmp_path):
-    """Bits that zip readers ignore (times, permissions) may flip: then nothing else changed."""
+    """Zip readers ignore some bits between the members, such as dates: those are harmless."""
     whole, want = sound.read_bytes(), contents(sound)
+    with zipfile.ZipFile(sound) as archive:
+        inside = [range(i.header_offset + 200, i.header_offset + i.file_size) for i in
+                  archive.infolist() if i.file_size > 300]  # fmt: skip
+        directory = archive.start_dir
     rng = np.random.default_rng(0)
-    bits = rng.choice(8 * len(whole), 400, replace=False).tolist()
-    bits += range(8 * 60)  # the first header
+    headers = [*range(60), *range(directory, len(whole), 3)]
     caught = 0
-    for bit in bits:
+    for byte in [*(int(rng.choice(r)) for r in inside for _ in range(20)), *headers]:
         damaged = bytearray(whole)
-        damaged[bit // 8] ^= 1 << bit % 8
+        damaged[byte] ^= 1 << rng.integers(8)
         (tmp_path / "flipped.npz").write_bytes(damaged)
         try:
             agent = natgrad.TRPO.load(tmp_path / "flipped.npz")
@@ -172,7 +177,8 @@ def test_no_bit_can_flip_without_being_noticed_or_being_harmless(sound, tmp_path
             caught += 1
         else:
             assert contents(agent) == want
-    assert caught > 0.7 * len(bits)
+            assert not any(byte in r for r in inside), f"byte {byte}"
+    assert caught > 20 * len(inside) + 60
 
 
 @pytest.mark.parametrize(
@@ -276,11 +282,9 @@ def array_damages(arrays):
         yield f"{name} of another type", {**rest, name: wrong}, r"float16|int16"
         yield f"{name} longer", {**rest, name: np.concatenate([array, array, array[:1]])}, "wanted"
         yield f"{name} with an axis more", {**rest, name: array[None]}, "wanted"
-        yield (
-            f"{name} in big endian",
-            {**rest, name: array.astype(array.dtype.newbyteorder())},
-            "wanted",
-        )
+        if array.itemsize > 1:
+            swapped = array.astype(array.dtype.newbyteorder())
+            yield f"{name} in big endian", {**rest, name: swapped}, "wanted"
         if array.size:
             changed = array.copy()
             changed.ravel()[-1] = 1 - changed.ravel()[-1]
@@ -336,7 +340,7 @@ def edited(tree, path, value):
 
 
 EDITS = [
-    (("format_version",), 2),
+    (("format_version",), 99),
     (("format_version",), 0),
     (("format_version",), -1),
     (("format_version",), "1"),
@@ -413,13 +417,16 @@ EDITS = [
 ]
 
 
+HARMLESS = (0.02, "adam", 2)  # where somebody computes the checksum anew
+
+
 @pytest.mark.parametrize(("path", "value"), EDITS)
 def test_edited_metadata_is_refused(sound, tmp_path, path, value):
     metadata, arrays = read_checkpoint(sound)
     changed = edited(metadata, path, value)
     write_checkpoint(tmp_path / "edited.npz", changed, arrays)
     refused(tmp_path / "edited.npz", "cannot (read|use) checkpoint")
-    if path != ("sha256",) and value != 0.02 and not contains_nan(changed):
+    if path[0] != "sha256" and value not in HARMLESS and not contains_nan(changed):
         write_checkpoint(tmp_path / "edited.npz", with_checksum(changed, arrays), arrays)
         refused(tmp_path / "edited.npz", "cannot (read|use) checkpoint")
 
@@ -553,8 +560,9 @@ folder = Path(sys.argv[1])
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 warnings.simplefilter("always")
 def fill(agent, log):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (6000 if agent.num_updates >= 2 else hard, hard))
-agent = natgrad.TRPO("CartPole-v1", **SMALL)
+    limit = 40_000 if agent.num_updates >= 2 else hard  # enough for the other files
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+agent = natgrad.TRPO("CartPole-v1", batch_size=64)
 try:
     agent.learn(64 * 5, callback=fill, run_dir=folder, checkpoint_every=1)
 except natgrad.CheckpointError as error:
@@ -604,36 +612,41 @@ def test_a_run_is_resumed_from_the_newest_sound_checkpoint(tmp_path):
 
 TRAINING = ("-m", "natgrad.cli", "train")
 OPTIONS = ("--hidden", "16", "--critic-hidden", "16", "--batch-size", "256", "--checkpoint-every")
-LONG = 256 * 60
+LONG = 256 * 150
 
 
-def train_until_done(folder, rng, *options, signals=(signal.SIGKILL,), longest=0.35):
+def train_until_done(folder, rng, *options, signals):
     """Starts training, interrupts it again and again at random moments, and resumes it."""
     arguments = [*TRAINING, "CartPole-v1", "--run-dir", folder, "--steps", LONG, *OPTIONS, *options]
-    interruptions = 0
+    config = folder / "config.json"
+
+    def written():  # anew by every process, when it has started
+        return config.stat().st_ino if runs.checkpoints(folder) else None
+
     for k in range(30):
+        before = written()
         process = popen(*arguments)
-        deadline = time.monotonic() + 20
-        while not (folder / "checkpoints").is_dir() and time.monotonic() < deadline:
-            time.sleep(0.005)
-        if k:  # the first process is past its start; the others still have to import
-            time.sleep(0.25)
-        time.sleep(rng.uniform(0, longest))
-        number = signals[k % len(signals)] if k < 8 else None
-        if number is not None and process.poll() is None:
+        while process.poll() is None and written() == before:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.3))
+        number = signals[k % len(signals)] if k < 4 else None
+        if number is not None:
             kill(process, number)
         _, errors = process.communicate(timeout=60)
         if process.returncode == 0:
-            return interruptions
-        interruptions += 1
+            return k
         if number == signal.SIGKILL:
             assert process.returncode == -signal.SIGKILL, errors
+            assert errors == ""
         else:
             assert process.returncode == 130, errors
-            assert "Traceback" not in errors
-            if "saved to" in errors:
-                saved = errors.partition("saved to ")[2].partition(";")[0]
-                assert natgrad.TRPO.load(saved).num_timesteps < LONG
+            assert re.fullmatch(
+                r"interrupted by SIG\w+ after \d+ steps; saved to .*\.npz; "
+                f"to go on: natgrad train --resume {re.escape(str(folder))}\n",
+                errors,
+            )
+            saved = errors.partition("saved to ")[2].partition(";")[0]
+            assert f"after {natgrad.Agent.load(saved).num_timesteps} steps" in errors
         arguments = [*TRAINING, "--resume", folder, "--checkpoint-every", options[0]]
     raise AssertionError("it never ended")
 
@@ -662,7 +675,7 @@ def test_a_run_that_is_interrupted_again_and_again_ends_as_if_it_had_not_been(
     )  # fmt: skip
     assert code == 0, errors
     interruptions = train_until_done(tmp_path / "pieces", rng, *options, signals=signals)
-    assert interruptions >= 1
+    assert interruptions >= 2
     whole, pieces = (natgrad.Agent.load(tmp_path / name) for name in ("whole", "pieces"))
     assert contents(whole) == contents(pieces)
     check_same_records(tmp_path / "whole", tmp_path / "pieces")

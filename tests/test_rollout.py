@@ -1,6 +1,7 @@
 """Rollouts: the same transitions whoever steps and resets, and nothing learnt from a fault."""
 
 import functools
+import itertools
 
 import gymnasium
 import numpy as np
@@ -386,16 +387,16 @@ def test_environments_that_are_closed_between_updates_are_built_again(vectorizat
 
 
 def test_an_environment_that_ignores_its_seed_starts_a_new_episode_after_a_break():
+    seeds = itertools.count()
+
     class Fickle(Random):
         def reset(self, *, seed=None, options=None):
-            return super().reset(seed=None)
+            return super().reset(seed=next(seeds))
 
     agent = natgrad.TRPO(Fickle, **THREE).learn(90)
     agent.close()
     episodes = agent._environments.state.episodes.copy()
-    with pytest.warns(
-        UserWarning, match=r"environments \[0, 1, 2\] did not come back to their last"
-    ):
+    with pytest.warns(UserWarning, match=r"environments \[.*\] did not come back to their last"):
         agent.learn(90)
     assert (agent._environments.state.episodes > episodes).all()
 

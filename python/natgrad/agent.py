@@ -25,7 +25,13 @@ from natgrad.batch import Batch
 from natgrad.callbacks import CallbackLike, Callbacks, LogTable, ProgressBar
 from natgrad.checkpoint import CheckpointError
 from natgrad.config import AgentConfig, NPGConfig, REINFORCEConfig, TRPOConfig
-from natgrad.environments import EnvironmentLike, Environments, Purpose, derive_seed
+from natgrad.environments import (
+    EnvironmentFault,
+    EnvironmentLike,
+    Environments,
+    Purpose,
+    derive_seed,
+)
 from natgrad.logger import Scalar
 from natgrad.normalization import RunningMoments
 from natgrad.policy import Policy, ValueFunction
@@ -230,18 +236,18 @@ class Agent(ABC):
         if log:
             hooks.append(LogTable())
         run: runs.RunFolder | None = None
-        if run_dir is not None:
-            run = runs.RunFolder(
-                run_dir,
-                {**self._identity(), "total_timesteps": goal},
-                continues=self._run == Path(run_dir).resolve(),
-                num_timesteps=self.num_timesteps,
-                num_episodes=self.num_episodes,
-                checkpoint_every=checkpoint_every,
-            )
-            hooks.append(run)
-            self._run = run.path.resolve()
         with _Signals() as signals:
+            if run_dir is not None:
+                run = runs.RunFolder(
+                    run_dir,
+                    {**self._identity(), "total_timesteps": goal},
+                    continues=self._run == Path(run_dir).resolve(),
+                    num_timesteps=self.num_timesteps,
+                    num_episodes=self.num_episodes,
+                    checkpoint_every=checkpoint_every,
+                )
+                hooks.append(run)
+                self._run = run.path.resolve()
             try:
                 hooks.on_training_start(self)
                 go_on = True
@@ -254,8 +260,10 @@ class Agent(ABC):
                             f"{values['train/status']}: {values['train/message']}. Rewards of a "
                             "sensible scale, a larger damping or dtype='float64' may help."
                         )
-            except RolloutInterrupted:
-                pass  # signals.received tells why
+            except (RolloutInterrupted, EnvironmentFault):
+                # A signal to the whole process group ends the workers of environments as well.
+                if signals.received is None:
+                    raise
             finally:
                 hooks.on_training_end(self)
         if signals.received is not None:

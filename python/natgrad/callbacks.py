@@ -265,6 +265,8 @@ class CheckpointCallback(Callback):
 
     def on_training_start(self, agent: Learner) -> None:
         """Saves, which shows now rather than later if that is impossible."""
+        for leftover in self.folder.glob(".checkpoint-*"):  # of a process killed while it saved
+            leftover.unlink(missing_ok=True)
         self._save(agent)
 
     def on_update_end(self, agent: Learner, log: dict[str, Scalar]) -> None:

@@ -103,7 +103,8 @@ def _train(arguments: argparse.Namespace) -> int:
                 checkpoint_every=arguments.checkpoint_every,
             )
         except (KeyboardInterrupt, RuntimeError) as error:
-            error.args = (f"{error}; to go on: natgrad train --resume {folder}",)
+            reason = str(error) or "interrupted"
+            error.args = (f"{reason}; to go on: natgrad train --resume {folder}",)
             raise
     seconds = agent.training_seconds - seconds
     steps = agent.num_timesteps - before
@@ -151,7 +152,11 @@ def _enjoy(arguments: argparse.Namespace) -> int:
     except Exception as error:  # whatever is missing for rendering fails in a way of its own
         raise UsageError(f"cannot show {agent.env_id}: {type(error).__name__}: {error}") from error
     if animation is not None:
-        print(f"{animation.save(arguments.gif)} frames in {arguments.gif}")
+        try:
+            print(f"{animation.save(arguments.gif)} frames in {arguments.gif}")
+        except OSError as error:
+            reason = error.strerror or error
+            raise UsageError(f"cannot write {arguments.gif!r}: {reason}") from error
     print(f"return {result}")
     return 0
 
@@ -375,8 +380,8 @@ def _count(text: str) -> int:
     try:
         value = float(text)  # so that 1e6 is understood
     except ValueError:
-        value = 0
-    if value < 1 or value != int(value):
+        value = 0.0
+    if value < 1 or not value.is_integer():
         raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 1")
     return int(value)
 

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -84,10 +85,16 @@ class TensorBoardSink:
     """
 
     def __init__(self, folder: Path, last_step: int) -> None:
-        events = importlib.import_module("tensorboard.compat.proto.event_pb2")
-        writers = importlib.import_module("tensorboard.summary.writer.event_file_writer")
+        try:
+            events = importlib.import_module("tensorboard.compat.proto.event_pb2")
+            summaries = importlib.import_module("tensorboard.compat.proto.summary_pb2")
+            writers = importlib.import_module("tensorboard.summary.writer.event_file_writer")
+        except ImportError as error:
+            raise ImportError(
+                "TensorBoard events need tensorboard: pip install 'natgrad[tensorboard]'"
+            ) from error
         self._event = events.Event
-        self._summary = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
+        self._summary = summaries.Summary
         self._writer = writers.EventFileWriter(str(folder))
         if last_step:
             start = events.SessionLog(status=events.SessionLog.START)
@@ -96,7 +103,7 @@ class TensorBoardSink:
             )
 
     def write(self, values: Mapping[str, Scalar], step: int) -> None:
-        """Adds one event with all numbers."""
+        """Adds one event with all numbers, which is on its way to the disk on return."""
         scalars = [
             self._summary.Value(tag=key, simple_value=value)
             for key, value in values.items()
@@ -104,6 +111,7 @@ class TensorBoardSink:
         ]
         summary = self._summary(value=scalars)
         self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=summary))
+        self._writer.flush()  # or a process that is killed would take the last ones with it
 
     def close(self) -> None:
         """Writes buffered events and closes the file."""
@@ -123,8 +131,13 @@ class Monitor:
         kept: list[str] = []
         self._start = time.time()
         if path.exists():
-            header, *rows = path.read_text().splitlines()
-            self._start = float(json.loads(header.removeprefix("#"))["t_start"])
+            try:
+                header, *rows = path.read_text().splitlines()
+                self._start = float(json.loads(header.removeprefix("#"))["t_start"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{str(path)!r} is damaged ({error}); wanted a line of JSON with t_start first"
+                ) from error
             kept = rows[1 : episodes + 1]
         header = json.dumps({"t_start": self._start, "env_id": env_id})
         rewrite(path, "\n".join([f"#{header}", "r,l,t", *kept, ""]))
@@ -145,9 +158,14 @@ class Monitor:
 def rewrite(path: Path, text: str) -> None:
     """Replaces a text file; whoever reads it sees the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="") as file:
-        file.write(text)
-    temporary.replace(path)
+    try:
+        with temporary.open("w", newline="") as file:
+            file.write(text)
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _at_most(text: str | None, limit: int) -> bool:

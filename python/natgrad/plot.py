@@ -31,7 +31,8 @@ def learning_curve(
     """
     path = Path(folder) / "monitor.csv"
     try:
-        table = np.loadtxt(path, delimiter=",", skiprows=2, ndmin=2)
+        rows = path.read_text().splitlines()[2:]
+        table = np.array([row.split(",") for row in rows], np.float64).reshape(len(rows), 3)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read episodes from {str(path)!r}: {error}") from error
     if not len(table):
