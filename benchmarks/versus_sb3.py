@@ -27,7 +27,7 @@ import natgrad
 
 ACTIONS = 6
 CG_ITERATIONS = 10
-PAUSE = 0.05  # seconds before each timing: idle OpenMP threads of torch keep a core busy for a while
+PAUSE = 0.05  # seconds before each timing, for idle OpenMP threads of torch to stop spinning
 
 
 def flat(tensors: list[torch.Tensor]) -> NDArray[np.float64]:

@@ -473,3 +473,10 @@ def test_a_fault_of_a_foreign_vector_environment_changes_nothing(tmp_path, kind,
     assert contents(with_another) == before
     with_another.learn(90)
     discard(env)
+
+
+def test_a_policy_of_nan_is_blamed_itself_and_not_the_environment():
+    agent = natgrad.TRPO("Pendulum-v1", batch_size=64)
+    agent.policy.parameters[:] = np.nan
+    with pytest.raises(ValueError, match="policy: its actions are not finite"):
+        agent.learn(64)

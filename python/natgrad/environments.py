@@ -182,6 +182,8 @@ class Environments:
             self.observation_space = prototype.observation_space
             self.action_space = prototype.action_space
             self.id = prototype.spec.id if prototype.spec is not None else None
+            if isinstance(env, str):
+                self.id = env  # with its module, where it names one
             prototype.close()
         self.encoder = ObservationEncoder(self.observation_space, dtype)
         self.decoder = ActionDecoder(self.action_space)

@@ -122,7 +122,7 @@ def _collect(
         try:
             action, log_prob = policy.sample(observations[t], rng)
         except ValueError as error:
-            _refuse_non_finite("observation", observations[t : t + 1], t)
+            _refuse_non_finite("observation", observations[t : t + 1], t, actions[:t])
             raise EnvironmentFault(f"the policy refused an observation: {error}") from error
         if t == 0:
             actions = np.empty((steps, *action.shape), action.dtype)
@@ -150,8 +150,8 @@ def _collect(
             if environments.next_step_reset:
                 waiting, some_wait = done, True
 
-    _refuse_non_finite("observation", observations[steps:], steps)
-    _refuse_non_finite("reward", rewards[:, :, None], 1)
+    _refuse_non_finite("observation", observations[steps:], steps, actions)
+    _refuse_non_finite("reward", rewards[:, :, None], 1, actions)
     final_observations = np.array(finals, observations.dtype).reshape(-1, size)
     for k, i, row in zip(final_t, final_i, final_observations, strict=True):
         if not np.isfinite(row).all():
@@ -196,10 +196,14 @@ def _history(earlier: NDArray[Any] | None, recent: NDArray[Any]) -> NDArray[Any]
     return np.concatenate([earlier, recent]) if len(earlier) else recent.copy()
 
 
-def _refuse_non_finite(what: str, values: NDArray[Any], first_step: int) -> None:
+def _refuse_non_finite(
+    what: str, values: NDArray[Any], first_step: int, actions: NDArray[Any]
+) -> None:
     """Names the first environment with a NaN or infinity in values of shape (steps, n, k)."""
     bad = np.argwhere(~np.isfinite(values).all(axis=2))
     if len(bad):
+        if not np.isfinite(actions).all():  # then the environment is not to blame
+            raise ValueError("policy: its actions are not finite; wanted finite parameters")
         t, i = bad[0]
         raise EnvironmentFault(
             f"environment {i} returned the {what} {values[t, i].tolist()} at step "
