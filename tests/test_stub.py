@@ -1,18 +1,12 @@
 """The stub describes the module that was built, and its checker would notice otherwise."""
 
 import enum
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
+import check_stub
 import pytest
 
 from natgrad import _core as core
-
-TOOL = Path(__file__).parent.parent / "tools" / "check_stub.py"
-_spec = importlib.util.spec_from_file_location("check_stub", TOOL)
-check_stub = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(check_stub)
 
 
 def test_the_stub_and_the_built_module_agree():

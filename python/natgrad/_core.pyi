@@ -1,4 +1,4 @@
-"""Stub of the compiled core. `tools/check_stub.py` compares it with the built module in CI."""
+"""Stub of the compiled core. `tests/check_stub.py` compares it with the built module in CI."""
 
 import enum
 from collections.abc import Callable, Sequence

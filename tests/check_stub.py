@@ -5,7 +5,7 @@ exist on both sides; argument names, their order and their defaults are compared
 docstring that pybind11 writes states them. Prints one line per difference; exits with 1 if there
 are any.
 
-    python tools/check_stub.py
+    python tests/check_stub.py
 """
 
 from __future__ import annotations
