@@ -1,7 +1,6 @@
 #include <pybind11/native_enum.h>
 #include <pybind11/stl.h>
 
-#include <mutex>
 #include <optional>
 
 #include "natgrad/natural_gradient.hpp"
@@ -11,15 +10,8 @@ namespace natgrad::bindings {
 
 namespace {
 
-// One call at a time: an update owns its scratch memory.
-template <template <class> class Algorithm>
-struct PyUpdate {
-  explicit PyUpdate(const typename Algorithm<float>::Options& options) : algorithm(options) {}
-  AnyAlgorithm<Algorithm> algorithm;
-  std::mutex mutex;
-};
-using PyTrustRegionUpdate = PyUpdate<TrustRegionUpdate>;
-using PyPolicyGradientUpdate = PyUpdate<PolicyGradientUpdate>;
+using PyTrustRegionUpdate = AnyAlgorithm<TrustRegionUpdate>;
+using PyPolicyGradientUpdate = AnyAlgorithm<PolicyGradientUpdate>;
 
 // Checks the batch, then runs the whole update without the GIL.
 template <class Update>
@@ -38,10 +30,7 @@ UpdateReport run_update(Update& self, const PyPolicy& policy, py::handle batch) 
                         {actions.data(), rows, width, width},
                         advantages.data(),
                         given.is_none() ? nullptr : log_probs.data()};
-    auto& update = self.algorithm.template typed<T>();
-    const py::gil_scoped_release release;  // plain memory from here on
-    const std::lock_guard lock(self.mutex);
-    return update(model, view);
+    return self.template run<T>([&](auto& update) { return update(model, view); });
   });
 }
 
@@ -216,10 +205,8 @@ Called and reported as TrustRegionUpdate; rejects a step only if the new policy 
                }),
            py::arg("learning_rate") = plain.learning_rate, py::arg("optimizer") = "adam",
            py::arg("normalize_advantages") = plain.normalize_advantages)
-      .def_property(
-          "state", [](PyPolicyGradientUpdate& self) { return self.algorithm.state(); },
-          [](PyPolicyGradientUpdate& self, py::handle value) { self.algorithm.set_state(value); },
-          "float64 vector; save it and assign it to go on where an update stopped.")
+      .def_property("state", &PyPolicyGradientUpdate::state, &PyPolicyGradientUpdate::set_state,
+                    "float64 vector; save it and assign it to go on where an update stopped.")
       .def("__call__", &run_update<PyPolicyGradientUpdate>, py::arg("policy"), py::arg("batch"));
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <type_traits>
 #include <variant>
 #include <vector>
@@ -62,31 +63,28 @@ using scalar_of = typename ScalarOf<std::remove_cv_t<std::remove_reference_t<Mod
 // An update or a fit that serves models of both dtypes: its typed form is made at the first use with
 // a dtype, and takes the options and the state of the one before.
 template <template <class> class Algorithm>
-class AnyAlgorithm {
+class AnyAlgorithm : public ZeroedUntilConstructed {
  public:
   explicit AnyAlgorithm(const typename Algorithm<float>::Options& options)
       : algorithm_(std::make_unique<Algorithm<float>>(options)) {}
 
-  template <class T>
-  Algorithm<T>& typed() {
-    if (auto* same = std::get_if<std::unique_ptr<Algorithm<T>>>(&algorithm_)) return **same;
-    auto made = visit([](auto& other) { return std::make_unique<Algorithm<T>>(other.options()); });
-    if constexpr (has_state) made->set_state(visit([](auto& other) { return other.state(); }));
-    return *std::get<std::unique_ptr<Algorithm<T>>>(algorithm_ = std::move(made));
-  }
-
-  template <class F>
-  decltype(auto) visit(F&& f) {
-    return std::visit([&](auto& pointer) -> decltype(auto) { return f(*pointer); }, algorithm_);
+  // f(algorithm) without the GIL, one call at a time: an algorithm owns its scratch memory.
+  template <class T, class F>
+  auto run(F f) {
+    const py::gil_scoped_release release;  // plain memory from here on
+    const std::lock_guard lock(mutex_);
+    return f(typed<T>());
   }
 
   py::array_t<double> state() {
+    const std::lock_guard lock(mutex_);
     const std::vector<double> state = visit([](auto& a) { return a.state(); });
     return py::array_t<double>(static_cast<py::ssize_t>(state.size()), state.data());
   }
   void set_state(py::handle given) {
     const auto value = vector_of<double>(given, "state", -1);
     const std::vector<double> state(value.data(), value.data() + value.size());
+    const std::lock_guard lock(mutex_);
     if (!visit([&](auto& a) { return a.set_state(state); })) {
       wrong_value("state", "want what `state` gave before, got " + std::to_string(state.size()) +
                                " values that are not a state of this object");
@@ -94,6 +92,26 @@ class AnyAlgorithm {
   }
 
  private:
+  template <class T>
+  Algorithm<T>& typed() {
+    if (auto* same = std::get_if<std::unique_ptr<Algorithm<T>>>(&algorithm_); same && *same) {
+      return **same;
+    }
+    auto made = visit([](auto& other) { return std::make_unique<Algorithm<T>>(other.options()); });
+    if constexpr (has_state) made->set_state(visit([](auto& other) { return other.state(); }));
+    return *std::get<std::unique_ptr<Algorithm<T>>>(algorithm_ = std::move(made));
+  }
+
+  template <class F>
+  decltype(auto) visit(F&& f) {
+    return std::visit(
+        [&](auto& pointer) -> decltype(auto) {
+          if (!pointer) not_initialized();
+          return f(*pointer);
+        },
+        algorithm_);
+  }
+
   template <class A, class = void>
   struct HasState : std::false_type {};
   template <class A>
@@ -101,6 +119,7 @@ class AnyAlgorithm {
   static constexpr bool has_state = HasState<Algorithm<float>>::value;
 
   std::variant<std::unique_ptr<Algorithm<float>>, std::unique_ptr<Algorithm<double>>> algorithm_;
+  std::mutex mutex_;
 };
 
 void bind_random(py::module_& m);

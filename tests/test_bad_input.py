@@ -686,6 +686,9 @@ def test_objects_of_the_wrong_class_are_refused():
         "core.Policy.__new__(core.Policy).outputs([[0.0]])",
         "core.ValueFunction.__new__(core.ValueFunction).predict([[0.0]])",
         "core.Fisher.__new__(core.Fisher).to_dense()",
+        "core.GaussNewtonFit.__new__(core.GaussNewtonFit).state",
+        "core.AdamFit.__new__(core.AdamFit)(core.ValueFunction(1), [[0.0]], [0.0])",
+        "core.PolicyGradientUpdate.__new__(core.PolicyGradientUpdate).state",
     ],
 )
 def test_an_object_that_was_never_initialised_raises_and_does_not_crash(use):
