@@ -9,12 +9,15 @@
 namespace natgrad::bindings {
 
 void bind_machine(py::module_& m) {
-  kernels::level();  // a wrong NATGRAD_ISA is an ImportError-like failure now, not a surprise later
+  // A wrong NATGRAD_ISA or NATGRAD_NUM_THREADS is an ImportError now, not a surprise later.
+  kernels::level();
+  num_threads();
   m.def(
       "set_num_threads",
       [](int n) {
-        if (n < 1 || n > 1024) {
-          wrong_value("n", "want an integer from 1 to 1024, got " + std::to_string(n));
+        if (n < 1 || n > kMaxThreads) {
+          wrong_value("n", "want an integer from 1 to " + std::to_string(kMaxThreads) + ", got " +
+                               std::to_string(n));
         }
         set_num_threads(n);
       },

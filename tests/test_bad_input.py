@@ -1,5 +1,6 @@
 """Misuse: every argument of every entry, an error that names it, and nothing changed."""
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -725,3 +726,16 @@ def test_a_message_says_what_was_given_and_what_is_wanted():
     with pytest.raises(ValueError, match="actions") as caught:
         s.p.core.log_prob(s.obs, poisoned(s.act, np.nan, 3 * 5 + 1))
     assert "5" in str(caught.value)  # the row
+
+
+@pytest.mark.parametrize("value", ["x", "0", "-1", "1.5", "9999"])
+def test_a_bad_number_of_threads_in_the_environment_fails_at_import_by_name(value):
+    run = subprocess.run(
+        [sys.executable, "-c", "import natgrad"],
+        env={**os.environ, "NATGRAD_NUM_THREADS": value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert f"ImportError: NATGRAD_NUM_THREADS={value}: want an integer from 1" in run.stderr

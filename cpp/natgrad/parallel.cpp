@@ -8,6 +8,8 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
+#include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -102,9 +104,13 @@ class Pool {
 };
 
 int default_threads() {
-  if (const char* wanted = std::getenv("NATGRAD_NUM_THREADS")) {
-    const int n = std::atoi(wanted);
-    if (n >= 1) return n;
+  const char* wanted = std::getenv("NATGRAD_NUM_THREADS");
+  if (wanted != nullptr && *wanted != '\0') {
+    char* end = nullptr;
+    const long n = std::strtol(wanted, &end, 10);
+    if (*end == '\0' && n >= 1 && n <= kMaxThreads) return static_cast<int>(n);
+    throw std::runtime_error(std::string("NATGRAD_NUM_THREADS=") + wanted +
+                             ": want an integer from 1 to " + std::to_string(kMaxThreads));
   }
   cpu_set_t allowed;
   if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) return std::max(1, CPU_COUNT(&allowed));

@@ -14,9 +14,12 @@
 
 namespace natgrad {
 
-// Default: NATGRAD_NUM_THREADS, else the number of processors that this process may use.
+inline constexpr int kMaxThreads = 1024;
+
+// Default: NATGRAD_NUM_THREADS, else the number of processors that this process may use. The first
+// call throws std::runtime_error if the variable is not a number of threads.
 int num_threads();
-void set_num_threads(int n);  // n >= 1
+void set_num_threads(int n);  // 1 <= n <= kMaxThreads
 
 // f(task, worker) with 0 <= worker < num_threads() at the time of the call.
 void parallel_for(int tasks, FunctionRef<void(int task, int worker)> f);
