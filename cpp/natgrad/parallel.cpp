@@ -112,9 +112,11 @@ int default_threads() {
     throw std::runtime_error(std::string("NATGRAD_NUM_THREADS=") + wanted +
                              ": want an integer from 1 to " + std::to_string(kMaxThreads));
   }
+#if defined(__linux__)
   cpu_set_t allowed;
   if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) return std::max(1, CPU_COUNT(&allowed));
-  return std::max(1u, std::thread::hardware_concurrency());
+#endif
+  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
 std::atomic<int> wanted_threads{0};
