@@ -700,3 +700,9 @@ def timeless(text, name):
          and k not in ("time/fps", "time/rollout", "time/update", "time/critic")}
         for row in rows
     ]  # fmt: skip
+
+
+def test_a_checkpoint_has_the_permissions_that_the_user_gives_new_files(tmp_path):
+    natgrad.TRPO("CartPole-v1", batch_size=64).save(tmp_path / "agent.npz")
+    (tmp_path / "ordinary").write_bytes(b"")
+    assert (tmp_path / "agent.npz").stat().st_mode == (tmp_path / "ordinary").stat().st_mode

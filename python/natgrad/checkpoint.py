@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -60,9 +59,9 @@ def write(
     encoded = np.frombuffer(json.dumps(header, allow_nan=False).encode(), np.uint8)
     temporary = None
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as file:
+        # Not mkstemp, whose files nobody else may read.
+        temporary = path.with_name(f".{path.name}-{os.getpid()}")
+        with temporary.open("wb") as file:
             np.savez(file, **{METADATA: encoded, **arrays})  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
