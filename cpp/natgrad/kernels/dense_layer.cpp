@@ -87,6 +87,7 @@ inline Vec<T> activate(Activation activation, Vec<T> z, Vec<T>* slope) {
   return z;
 }
 
+// act'(z) from h = act(z).
 template <class T>
 inline Vec<T> relu_slope(Vec<T> h) {
   return h > T(0) ? T(1) - Vec<T>{} : Vec<T>{};
@@ -94,26 +95,6 @@ inline Vec<T> relu_slope(Vec<T> h) {
 template <class T>
 inline Vec<T> elu_slope(Vec<T> h) {
   return (h > T(0) ? Vec<T>{} : h) + T(1);
-}
-
-// act'(z) from what the forward pass cached.
-template <class T>
-inline Vec<T> derivative(Activation activation, Vec<T> cached) {
-  const Vec<T> one = T(1) - Vec<T>{};
-  switch (activation) {
-    case Activation::tanh:
-      return one - cached * cached;
-    case Activation::relu:
-      return relu_slope<T>(cached);
-    case Activation::elu:
-      return elu_slope<T>(cached);
-    case Activation::silu:
-    case Activation::gelu:
-      return cached;  // the slope itself
-    case Activation::identity:
-      break;
-  }
-  return one;
 }
 
 // --- multiply ------------------------------------------------------------------------------------
@@ -355,29 +336,11 @@ void column_sums(const T* d, Index rows, Index ldd, Index columns, T* sums) {
   }
 }
 
-template <class T>
-void activate_array(Activation activation, const T* x, T* y, T* slope, Index n) {
-  constexpr Index lanes = Simd<T>::lanes;
-  for (Index i = 0; i < n; i += lanes) {
-    const Index count = n - i < lanes ? n - i : lanes;
-    Vec<T> z{}, s{};
-    for (Index j = 0; j < count; ++j) z[j] = x[i + j];
-    const Vec<T> value = activate<T>(activation, z, &s);
-    if (natgrad::kernels::slope_follows_from_value(activation)) {
-      s = derivative<T>(activation, value);
-    }
-    for (Index j = 0; j < count; ++j) {
-      y[i + j] = value[j];
-      slope[i + j] = s[j];
-    }
-  }
-}
-
 extern const natgrad::kernels::Table<float> table_f32;
 extern const natgrad::kernels::Table<double> table_f64;
 constexpr natgrad::kernels::Table<float> table_f32 = {multiply<float>, accumulate<float>,
-                                                      column_sums<float>, activate_array<float>};
+                                                      column_sums<float>};
 constexpr natgrad::kernels::Table<double> table_f64 = {multiply<double>, accumulate<double>,
-                                                       column_sums<double>, activate_array<double>};
+                                                       column_sums<double>};
 
 }  // namespace NATGRAD_NAMESPACE

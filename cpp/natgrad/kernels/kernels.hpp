@@ -50,7 +50,7 @@ struct Multiply {
   std::ptrdiff_t ldc, n;  // n is a whole number of 64-byte lanes
   Epilogue epilogue;
   Activation activation;
-  T* slope;                 // activate: written where needed, stride ldslope
+  T* slope;                 // activate: act'(z), written where the value does not determine it
   const T* cached;          // derive: act(z), or act'(z) where the value does not determine it
   std::ptrdiff_t ldcached;  // stride of slope and of cached
 };
@@ -73,8 +73,6 @@ struct Table {
   // sums[c] += sum_r d[r][c]; d and sums are padded to whole lanes.
   void (*column_sums)(const T* d, std::ptrdiff_t rows, std::ptrdiff_t ldd, std::ptrdiff_t columns,
                       T* sums);
-  // y[i] = act(x[i]) for i < n: the activation alone, for tests and microbenchmarks.
-  void (*activate)(Activation activation, const T* x, T* y, T* slope, std::ptrdiff_t n);
 };
 
 struct Level {
