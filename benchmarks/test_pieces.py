@@ -58,7 +58,8 @@ def test_fisher_dense(benchmark: Benchmark, problem: Problem) -> None:
     """The whole matrix, from 64 observations."""
     fisher = natgrad.Fisher(problem.policy, problem.batch.observations[:64])
     dense = fisher.to_dense()
-    assert np.allclose(dense @ problem.direction, fisher @ problem.direction, rtol=1e-3, atol=1e-4)
+    want = fisher @ problem.direction
+    assert np.linalg.norm(dense @ problem.direction - want) < 1e-5 * np.linalg.norm(want)
     benchmark.pedantic(fisher.to_dense, rounds=3)
 
 
@@ -66,7 +67,7 @@ def test_fisher_diagonal(benchmark: Benchmark, problem: Problem) -> None:
     """The diagonal alone."""
     unit = np.zeros_like(problem.direction)
     unit[-1] = 1
-    assert np.isclose(problem.fisher.diagonal()[-1], (problem.fisher @ unit)[-1], rtol=1e-4)
+    assert np.isclose(problem.fisher.diagonal()[-1], (problem.fisher @ unit)[-1], rtol=5e-6)
     benchmark(problem.fisher.diagonal)
 
 
@@ -74,7 +75,7 @@ def test_conjugate_gradient(benchmark: Benchmark, problem: Problem) -> None:
     """Ten iterations on the Fisher matrix with damping 0.1."""
     result = natgrad.conjugate_gradient(problem.fisher, problem.gradient, damping=0.1)
     residual = problem.gradient - (problem.fisher @ result.x + 0.1 * result.x)
-    assert np.isclose(np.linalg.norm(residual), result.residual_norm, rtol=1e-3)
+    assert np.isclose(np.linalg.norm(residual), result.residual_norm, rtol=1e-4)
     benchmark(natgrad.conjugate_gradient, problem.fisher, problem.gradient, damping=0.1)
 
 
@@ -103,7 +104,7 @@ def test_update(benchmark: Benchmark, problem: Problem) -> None:
     assert report.accepted
     assert report.kl <= 0.01
     divergence = problem.policy.kl(problem.batch.observations, start)
-    assert np.isclose(np.mean(divergence, dtype=np.float64), report.kl, rtol=1e-4)
+    assert np.isclose(np.mean(divergence, dtype=np.float64), report.kl, rtol=1e-5)
     benchmark(run)
     problem.policy.parameters = start
 

@@ -55,8 +55,7 @@ def collect() -> tuple[Any, Any]:
         device="cpu",
     )
     model.set_logger(configure(None, []))
-    total, callback = model._setup_learn(2048)
-    del total
+    _, callback = model._setup_learn(2048)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
     return model, next(model.rollout_buffer.get(batch_size=None))
 

@@ -44,7 +44,7 @@ bool begin(const Policy<T>& policy, const Batch<T>& batch, bool normalize_advant
   const T* theta = policy.parameters();
   if (!std::all_of(theta, theta + n, [](T value) { return std::isfinite(value); })) {
     report->status = UpdateStatus::NON_FINITE;
-    report->message = format("a parameter of the policy is %s", "not finite");
+    report->message = format("%s", "a parameter of the policy is not finite");
     return false;
   }
   surrogate->attach(policy, batch, normalize_advantages);

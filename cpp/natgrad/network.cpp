@@ -192,8 +192,8 @@ void Network<T>::pack(const Source* theta, bool with_backward, PackedLayers<T>* 
 // --- Linearization -------------------------------------------------------------------------------
 
 namespace {
-// One shard for so many rows: reducing the shards' gradients then costs well under a hundredth of
-// computing them.
+// One shard for so many rows: enough work that summing the shards' gradients is small beside it,
+// enough shards to share among threads.
 constexpr Index kShardRows = 256;
 constexpr Index kMaxShards = 32;
 // Rows of a tile; more where the weights themselves no longer fit the second-level cache.

@@ -118,10 +118,9 @@ class Linearization {
   Matrix<const T> layer_input(std::size_t layer) const;  // h_{l-1}, (N, in_l)
 
   int shards() const { return shards_; }
-  Index shard_begin(int shard) const { return rows_ * shard / shards_; }
-  Index tile_rows() const { return tile_rows_; }
 
  private:
+  Index shard_begin(int shard) const { return rows_ * shard / shards_; }
   struct Worker {
     Buffer<T> ping, pong, outputs, cotangent;
   };

@@ -11,7 +11,7 @@ namespace natgrad {
 
 // A network with its parameters, and the packed form of them that the kernels read. Parameters may
 // be written from outside at any time (users hold views), so the packed form is checked against a
-// copy before each use; the comparison costs about a tenth of packing.
+// copy before each use, which costs one pass over memory.
 template <class T>
 class ParameterizedNetwork {
  public:
