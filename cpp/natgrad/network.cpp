@@ -178,10 +178,17 @@ void Network<T>::pack(const Source* theta, bool with_backward, PackedLayers<T>* 
   if (with_backward) packed->backward.resize(count);
   for (std::size_t l = 0; l < count; ++l) {
     const auto [in, out, weight, bias] = layers_[l];
-    packed->forward[l].resize(in * round_up(out, kLanes<T>));
-    pack_transposed(theta + weight, out, in, packed->forward[l].data());
-    packed->bias[l].resize(round_up(out, kLanes<T>));
-    for (Index i = 0; i < out; ++i) packed->bias[l][i] = static_cast<T>(theta[bias + i]);
+    const bool last = l + 1 == count;
+    if (last && out <= kernels::kNarrow<T>) {
+      packed->forward[l].resize(out * round_up(in, kLanes<T>));
+      pack_rows(theta + weight, out, in, packed->forward[l].data());
+    } else {
+      packed->forward[l].resize(in * round_up(out, kLanes<T>));
+      pack_transposed(theta + weight, out, in, packed->forward[l].data());
+    }
+    const Index values = last ? output_columns() : out;  // theta continues with the free outputs
+    packed->bias[l].resize(round_up(values, kLanes<T>));
+    for (Index i = 0; i < values; ++i) packed->bias[l][i] = static_cast<T>(theta[bias + i]);
     if (with_backward && l > 0) {  // nothing is pulled back to the observations
       packed->backward[l].resize(out * round_up(in, kLanes<T>));
       pack_rows(theta + weight, out, in, packed->backward[l].data());
@@ -192,20 +199,26 @@ void Network<T>::pack(const Source* theta, bool with_backward, PackedLayers<T>* 
 // --- Linearization -------------------------------------------------------------------------------
 
 namespace {
-// One shard for so many rows: enough work that summing the shards' gradients is small beside it,
-// enough shards to share among threads.
+// Shards: enough rows each that summing their gradients is small beside making them, which takes more
+// where a gradient leaves the second-level cache, and a power of two of them to share among threads.
 constexpr Index kShardRows = 256;
-constexpr Index kMaxShards = 32;
-// Rows of a tile; more where the weights themselves no longer fit the second-level cache.
-constexpr Index kTileRows = 96;
-constexpr Index kTallTileRows = 192;
-constexpr Index kLargeWeights = 2 << 20;  // bytes
-constexpr Index kBlockRows = 12;          // a multiple of the kernels' block heights
+constexpr Index kLargeShardRows = 512;
+constexpr Index kLargeGradient = 256 << 10;  // bytes
+constexpr int kMaxShards = 32;
+// Rows of a tile: what it needs of all layers stays in the second-level cache.
+constexpr Index kTileRows = 144;
+// Rows of shards and tiles come in whole register blocks: a multiple of the kernels' block heights.
+constexpr Index kBlockRows = 12;
 }  // namespace
 
 template <class T>
 Matrix<T> Linearization<T>::scratch(Buffer<T>& buffer, Index rows, Index columns) const {
   return {buffer.data(), rows, columns, leading_dimension<T>(columns)};
+}
+
+template <class T>
+Index Linearization<T>::shard_begin(int shard) const {
+  return shard == shards_ ? rows_ : rows_ / kBlockRows * shard / shards_ * kBlockRows;
 }
 
 template <class T>
@@ -256,16 +269,16 @@ void Linearization<T>::for_each_tile(F f) {
 
 template <class T>
 void Linearization<T>::evaluate(const Network<T>& network, const PackedLayers<T>& packed,
-                                const T* free_values, Matrix<const T> observations) {
+                                Matrix<const T> observations) {
   network_ = &network;
   packed_ = &packed;
   rows_ = observations.rows;
-  shards_ = static_cast<int>(std::clamp<Index>(rows_ / kShardRows, 1, kMaxShards));
   const std::vector<Layer>& layers = network.layers();
-  tile_rows_ = network.parameter_count() * static_cast<Index>(sizeof(T)) > kLargeWeights
-                   ? kTallTileRows
-                   : kTileRows;
-  tile_rows_ = std::min(tile_rows_, (rows_ + shards_ - 1) / shards_);
+  const bool large = network.parameter_count() * static_cast<Index>(sizeof(T)) > kLargeGradient;
+  const Index shard_rows = large ? kLargeShardRows : kShardRows;
+  shards_ = 1;
+  while (2 * shards_ <= kMaxShards && 2 * shards_ * shard_rows <= rows_) shards_ *= 2;
+  tile_rows_ = std::min(kTileRows, rows_);
 
   activations_.resize(layers.size());
   slopes_.resize(layers.size());
@@ -285,12 +298,12 @@ void Linearization<T>::evaluate(const Network<T>& network, const PackedLayers<T>
     const Index block_stride = leading_dimension<T>(transposed ? out : in);
     const Index bias_offset = offset + (transposed ? in : out) * block_stride;
     gradient_blocks_[l] = {offset, bias_offset, block_stride, transposed};
-    offset = bias_offset + round_up(out, kLanes<T>);
+    offset = bias_offset + round_up(out + network.spec().free_outputs, kLanes<T>);
   }
-  free_gradient_offset_ = offset;
-  accumulator_size_ = offset + round_up(network.spec().free_outputs, kLanes<T>);
+  accumulator_size_ = offset;
   const Index stride = leading_dimension<T>(network.output_columns());
   outputs_.resize(rows_ * stride);
+  reduced_.resize(widest_);
 
   for_each_tile([&](Index first, Index rows, int, Worker* worker) {
     Matrix<T> h{activations_[0].data(), rows_, layers[0].in, leading_dimension<T>(layers[0].in)};
@@ -306,9 +319,6 @@ void Linearization<T>::evaluate(const Network<T>& network, const PackedLayers<T>
       T* slope = slopes_[l + 1 < layers.size() ? l + 1 : 0].data();
       forward_layer(l, first, h, result, packed, true, slope);
       h = result;
-    }
-    for (Index r = 0; r < rows; ++r) {
-      std::copy_n(free_values, network.spec().free_outputs, h.row(r) + network.spec().outputs);
     }
   });
 }
@@ -330,19 +340,38 @@ void Linearization<T>::forward_layer(std::size_t l, Index first, Matrix<const T>
   p.c = result.data;
   p.ldc = result.stride;
   p.n = round_up(layer.out, kLanes<T>);
-  p.epilogue = last ? Epilogue::none : Epilogue::activate;
+  if (last) return output_layer(p);
+  p.epilogue = Epilogue::activate;
   p.activation = network_->spec().activation;
   p.ldcached = leading_dimension<T>(layer.out);
   p.slope = keep_slope && slope != nullptr ? slope + first * p.ldcached : slope;
   kernels::table<T>().multiply(p);
 }
 
+// The last layer, its columns of free outputs included: they equal their bias.
+template <class T>
+void Linearization<T>::output_layer(kernels::Multiply<T> p) const {
+  const Index outputs = network_->spec().outputs, columns = network_->output_columns();
+  p.epilogue = Epilogue::none;
+  if (outputs <= kernels::kNarrow<T>) {
+    p.n = outputs;
+    kernels::table<T>().multiply_narrow(p);
+  } else {
+    kernels::table<T>().multiply(p);
+  }
+  // What the kernels have written is padded to whole lanes.
+  const Index written = round_up(outputs, kLanes<T>);
+  if (columns <= written) return;
+  for (Index r = 0; r < p.rows; ++r) {
+    std::copy(p.bias + written, p.bias + columns, p.c + r * p.ldc + written);
+  }
+}
+
 template <class T>
 void Linearization<T>::evaluate_at(
-    const PackedLayers<T>& packed, const T* free_values,
+    const PackedLayers<T>& packed,
     FunctionRef<void(Index first, Matrix<const T> y, int shard)> visit) {
   const std::vector<Layer>& layers = network_->layers();
-  const NetworkSpec& spec = network_->spec();
   for_each_tile([&](Index first, Index rows, int shard, Worker* worker) {
     Matrix<const T> h = layer_input(0);
     h = {h.row(first), rows, h.columns, h.stride};
@@ -354,19 +383,14 @@ void Linearization<T>::evaluate_at(
     }
     Matrix<T> y = scratch(worker->outputs, rows, network_->output_columns());
     forward_layer(layers.size() - 1, first, h, y, packed, false, worker->cotangent.data());
-    for (Index r = 0; r < rows; ++r) {
-      std::copy_n(free_values, spec.free_outputs, y.row(r) + spec.outputs);
-    }
     visit(first, y, shard);
   });
 }
 
 // u_l = dh_{l-1} W_l' + h_{l-1} dW_l' + db_l,  dh_l = act'(z_l) * u_l                     (eq. 12)
 template <class T>
-Matrix<const T> Linearization<T>::forward_mode(Index first, Index rows, const double* direction,
-                                               Worker* worker) {
+Matrix<const T> Linearization<T>::forward_mode(Index first, Index rows, Worker* worker) {
   const std::vector<Layer>& layers = network_->layers();
-  const NetworkSpec& spec = network_->spec();
   Buffer<T>* buffers[2] = {&worker->ping, &worker->pong};
   Matrix<T> u = scratch(worker->outputs, rows, network_->output_columns());
   Matrix<const T> dh{};
@@ -382,6 +406,7 @@ Matrix<const T> Linearization<T>::forward_mode(Index first, Index rows, const do
     p.k = layer.in;
     p.b = direction_.forward[l].data();
     p.bias = direction_.bias[l].data();
+    p.a_streams = true;
     if (l > 0) {  // the observations do not depend on theta
       p.a2 = dh.data;
       p.lda2 = dh.stride;
@@ -391,20 +416,16 @@ Matrix<const T> Linearization<T>::forward_mode(Index first, Index rows, const do
     p.c = result.data;
     p.ldc = result.stride;
     p.n = round_up(layer.out, kLanes<T>);
-    p.epilogue = last ? Epilogue::none : Epilogue::derive;
-    p.activation = spec.activation;
-    if (!last) {
-      p.ldcached = leading_dimension<T>(layer.out);
-      p.cached = cached(l + 1).data() + first * p.ldcached;
+    if (last) {
+      output_layer(p);
+      break;
     }
+    p.epilogue = Epilogue::derive;
+    p.activation = network_->spec().activation;
+    p.ldcached = leading_dimension<T>(layer.out);
+    p.cached = cached(l + 1).data() + first * p.ldcached;
     kernels::table<T>().multiply(p);
     dh = result;
-  }
-  for (Index r = 0; r < rows; ++r) {
-    T* row = u.row(r) + spec.outputs;
-    for (Index i = 0; i < spec.free_outputs; ++i) {
-      row[i] = static_cast<T>(direction[network_->free_offset() + i]);
-    }
   }
   return u;
 }
@@ -432,14 +453,9 @@ void Linearization<T>::pull_back(std::size_t l, Index first, Matrix<const T> d,
 
 // g_W_l += d_l' h_{l-1},  g_b_l += colsum(d_l),  d_{l-1} = (d_l W_l) * act'(z_{l-1})        (eq. 13)
 template <class T>
-void Linearization<T>::reverse(Index first, Matrix<T> d, T* accumulator, Worker* worker) {
+void Linearization<T>::reverse(Index first, Matrix<T> d, bool overwrite, T* accumulator,
+                               Worker* worker) {
   const std::vector<Layer>& layers = network_->layers();
-  const NetworkSpec& spec = network_->spec();
-  T* free_gradient = accumulator + free_gradient_offset_;
-  for (Index r = 0; r < d.rows; ++r) {
-    const T* row = d.row(r) + spec.outputs;
-    for (Index i = 0; i < spec.free_outputs; ++i) free_gradient[i] += row[i];
-  }
   Buffer<T>* buffers[2] = {&worker->ping, &worker->pong};
   for (std::size_t l = layers.size(); l-- > 0;) {
     const Layer& layer = layers[l];
@@ -460,8 +476,11 @@ void Linearization<T>::reverse(Index first, Matrix<T> d, T* accumulator, Worker*
     }
     g.g = accumulator + block.offset;
     g.ldg = block.stride;
+    g.overwrite = overwrite;
     kernels::table<T>().accumulate(g);
-    kernels::table<T>().column_sums(d.data, d.rows, d.stride, layer.out, accumulator + block.bias);
+    // Of the last layer's d the free outputs are part.
+    kernels::table<T>().column_sums(d.data, d.rows, d.stride, d.columns, overwrite,
+                                    accumulator + block.bias);
     if (l == 0) break;
     const Matrix<T> below = scratch(*buffers[l % 2], d.rows, layer.in);
     pull_back(l, first, d, below);
@@ -475,42 +494,41 @@ void Linearization<T>::sweep(const double* direction,
                              double* gradient) {
   if (direction != nullptr) network_->pack(direction, false, &direction_);
   accumulators_.resize(shards_ * accumulator_size_);
-  accumulators_.fill_zero();
   for_each_tile([&](Index first, Index rows, int shard, Worker* worker) {
     const Matrix<const T> u =
-        direction != nullptr ? forward_mode(first, rows, direction, worker) : Matrix<const T>{};
+        direction != nullptr ? forward_mode(first, rows, worker) : Matrix<const T>{};
     const Matrix<T> d = scratch(worker->cotangent, rows, network_->output_columns());
     fill(first, u, d);
-    reverse(first, d, accumulators_.data() + shard * accumulator_size_, worker);
+    reverse(first, d, first == shard_begin(shard), accumulators_.data() + shard * accumulator_size_,
+            worker);
   });
   reduce(gradient);
 }
 
 // Sums the shards' gradients in their order, into the flat layout of theta.
 template <class T>
-void Linearization<T>::reduce(double* gradient) const {
-  const auto add = [&](Index offset, Index count, double* out, Index step) {
-    for (int shard = 0; shard < shards_; ++shard) {
-      const T* source = accumulators_.data() + shard * accumulator_size_ + offset;
-      for (Index i = 0; i < count; ++i) {
-        out[i * step] = (shard > 0 ? out[i * step] : 0) + static_cast<double>(source[i]);
-      }
-    }
+void Linearization<T>::reduce(double* gradient) {
+  const auto sum = [&](Index offset, Index count, double* out) {
+    kernels::table<T>().sum_shards(accumulators_.data() + offset, shards_, accumulator_size_, count,
+                                   out);
   };
   const std::vector<Layer>& layers = network_->layers();
   for (std::size_t l = 0; l < layers.size(); ++l) {
     const auto [in, out, weight, bias] = layers[l];
     const GradientBlock& block = gradient_blocks_[l];
     if (block.transposed) {
-      for (Index i = 0; i < in; ++i)
-        add(block.offset + i * block.stride, out, gradient + weight + i, in);
+      for (Index i = 0; i < in; ++i) {
+        sum(block.offset + i * block.stride, out, reduced_.data());
+        for (Index o = 0; o < out; ++o) gradient[weight + o * in + i] = reduced_[o];
+      }
     } else {
-      for (Index o = 0; o < out; ++o)
-        add(block.offset + o * block.stride, in, gradient + weight + o * in, 1);
+      for (Index o = 0; o < out; ++o) {
+        sum(block.offset + o * block.stride, in, gradient + weight + o * in);
+      }
     }
-    add(block.bias, out, gradient + bias, 1);
+    const bool last = l + 1 == layers.size();
+    sum(block.bias, last ? network_->output_columns() : out, gradient + bias);
   }
-  add(free_gradient_offset_, network_->spec().free_outputs, gradient + network_->free_offset(), 1);
 }
 
 template <class T>

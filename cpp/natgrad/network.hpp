@@ -5,7 +5,8 @@
 //   y   = (W_L h_{L-1} + b_L, free)                 outputs, then the free outputs
 //
 // A free output is a parameter of its own, the same for every observation: the state-independent
-// log standard deviation of a Gaussian policy. To every pass it is one more column of y.
+// log standard deviation of a Gaussian policy. To every pass it is one more column of y whose bias is
+// the parameter and whose weights are zero.
 #pragma once
 
 #include <cstdint>
@@ -38,10 +39,11 @@ struct Layer {
   Index bias;    // offset in theta of b (out)
 };
 
-// One (W, b) of each layer as the kernels want them; see kernels.hpp for the panels.
+// One (W, b) of each layer as the kernels want them; see kernels.hpp for the panels. The last layer's
+// bias is followed by the free outputs.
 template <class T>
 struct PackedLayers {
-  std::vector<Buffer<T>> forward;   // W' : (in, out padded) in panels
+  std::vector<Buffer<T>> forward;   // W' : (in, out padded) in panels; as backward if it is narrow
   std::vector<Buffer<T>> backward;  // W  : (out, in padded) in panels; empty for a direction
   std::vector<Buffer<T>> bias;      // (out padded)
 };
@@ -95,7 +97,6 @@ class Linearization {
  public:
   // Forward pass; keeps h_l and, for silu and gelu, act'(z_l). `packed` must outlive the passes.
   void evaluate(const Network<T>& network, const PackedLayers<T>& packed,
-                const T* free_values,           // (free_outputs)
                 Matrix<const T> observations);  // (N, inputs)
 
   Index rows() const { return rows_; }
@@ -103,7 +104,7 @@ class Linearization {
 
   // Outputs at other parameters on the same batch, tile by tile, nothing kept:
   // visit(first row, y (rows, K), shard). Tiles of a shard are visited in order.
-  void evaluate_at(const PackedLayers<T>& packed, const T* free_values,
+  void evaluate_at(const PackedLayers<T>& packed,
                    FunctionRef<void(Index first, Matrix<const T> y, int shard)> visit);
 
   // gradient = sum_n J_n' d_n, with the rows d_n supplied tile by tile:
@@ -120,17 +121,18 @@ class Linearization {
   int shards() const { return shards_; }
 
  private:
-  Index shard_begin(int shard) const { return rows_ * shard / shards_; }
+  Index shard_begin(int shard) const;
   struct Worker {
     Buffer<T> ping, pong, outputs, cotangent;
   };
 
   void forward_layer(std::size_t layer, Index first, Matrix<const T> h, Matrix<T> result,
                      const PackedLayers<T>& packed, bool keep_slope, T* scratch_slope) const;
-  Matrix<const T> forward_mode(Index first, Index rows, const double* direction, Worker* worker);
+  void output_layer(kernels::Multiply<T> p) const;
+  Matrix<const T> forward_mode(Index first, Index rows, Worker* worker);
   void pull_back(std::size_t layer, Index first, Matrix<const T> d, Matrix<T> below) const;
-  void reverse(Index first, Matrix<T> d, T* accumulator, Worker* worker);
-  void reduce(double* gradient) const;
+  void reverse(Index first, Matrix<T> d, bool overwrite, T* accumulator, Worker* worker);
+  void reduce(double* gradient);
   const Buffer<T>& cached(std::size_t layer) const;  // what act'(z_layer) is derived from
   Matrix<T> scratch(Buffer<T>& buffer, Index rows, Index columns) const;
   void provide_workers();
@@ -146,14 +148,15 @@ class Linearization {
   std::vector<Buffer<T>> slopes_;       // act'(z_1) .. act'(z_{L-1}), silu and gelu only
   Buffer<T> outputs_;
   Buffer<T> accumulators_;  // (shards, accumulator_size_)
-  // Of g_W within an accumulator; g_b follows it. g_W is kept as (out, in) or, where that pads less,
-  // as (in, out).
+  Buffer<double> reduced_;  // one row of a transposed g_W
+  // Of g_W within an accumulator; g_b follows it, and the free outputs' gradient the last g_b. g_W is
+  // kept as (out, in) or, where that pads less, as (in, out).
   struct GradientBlock {
     Index offset, bias, stride;
     bool transposed;
   };
   std::vector<GradientBlock> gradient_blocks_;
-  Index free_gradient_offset_ = 0, accumulator_size_ = 0;
+  Index accumulator_size_ = 0;
   std::vector<Worker> workers_;
 };
 

@@ -27,7 +27,7 @@ void ParameterizedNetwork<T>::outputs(Matrix<const T> observations,
   }
   for (Index first = 0; first < observations.rows; first += kChunkRows) {
     const Index rows = std::min(kChunkRows, observations.rows - first);
-    workspace_.evaluate(network_, packed_, packed_from_.data() + network_.free_offset(),
+    workspace_.evaluate(network_, packed_,
                         {observations.row(first), rows, observations.columns, observations.stride});
     visit(first, workspace_.outputs());
   }
@@ -117,13 +117,11 @@ void Policy<T>::kl(Matrix<const T> observations, const T* old_parameters, T* out
   const Matrix<const T> y = current.network.outputs();
   std::visit(
       [&](const auto& distribution) {
-        current.network.evaluate_at(
-            old, old_parameters + this->network().free_offset(),
-            [&](Index first, Matrix<const T> old_y, int) {
-              for (Index r = 0; r < old_y.rows; ++r) {
-                out[first + r] = static_cast<T>(distribution.kl(old_y.row(r), y.row(first + r)));
-              }
-            });
+        current.network.evaluate_at(old, [&](Index first, Matrix<const T> old_y, int) {
+          for (Index r = 0; r < old_y.rows; ++r) {
+            out[first + r] = static_cast<T>(distribution.kl(old_y.row(r), y.row(first + r)));
+          }
+        });
       },
       distribution_);
 }
@@ -155,7 +153,7 @@ template <class T>
 void LinearizedPolicy<T>::evaluate(const Policy<T>& policy_, Matrix<const T> observations) {
   policy = &policy_;
   policy->network().pack(policy->parameters(), true, &packed);
-  network.evaluate(policy->network(), packed, policy->free_values(), observations);
+  network.evaluate(policy->network(), packed, observations);
 }
 
 template class ParameterizedNetwork<float>;

@@ -23,7 +23,6 @@ class ParameterizedNetwork {
   T* parameters() { return parameters_.data(); }
   const T* parameters() const { return parameters_.data(); }
   Index parameter_count() const { return parameters_.size(); }
-  const T* free_values() const { return parameters_.data() + network_.free_offset(); }
 
   // Outputs for any number of observations, in chunks: visit(first row, y (rows, K)).
   void outputs(Matrix<const T> observations,

@@ -102,19 +102,17 @@ Candidate Surrogate<T>::evaluate(const T* theta) {
   sums_.fill_zero();
   std::visit(
       [&](const auto& distribution) {
-        policy_.network.evaluate_at(
-            candidate_, theta + network.free_offset(),
-            [&](Index first, Matrix<const T> y, int shard) {
-              double gain = 0, kl = 0;
-              for (Index r = 0; r < y.rows; ++r) {
-                const Index i = first + r;
-                const double log_prob = distribution.log_prob(y.row(r), batch_.actions.row(i));
-                gain += (std::exp(log_prob - log_probs_[i]) - ratios_[i]) * advantages_[i];
-                kl += distribution.kl(old_y.row(i), y.row(r));
-              }
-              sums_[2 * shard] += gain;
-              sums_[2 * shard + 1] += kl;
-            });
+        policy_.network.evaluate_at(candidate_, [&](Index first, Matrix<const T> y, int shard) {
+          double gain = 0, kl = 0;
+          for (Index r = 0; r < y.rows; ++r) {
+            const Index i = first + r;
+            const double log_prob = distribution.log_prob(y.row(r), batch_.actions.row(i));
+            gain += (std::exp(log_prob - log_probs_[i]) - ratios_[i]) * advantages_[i];
+            kl += distribution.kl(old_y.row(i), y.row(r));
+          }
+          sums_[2 * shard] += gain;
+          sums_[2 * shard + 1] += kl;
+        });
       },
       policy_.policy->distribution());
   Candidate candidate;

@@ -143,7 +143,7 @@ FitReport GaussNewtonFit<T>::operator()(ValueFunction<T>& value_function,
   T* theta = value_function.parameters();
   const auto linearize = [&] {
     network.pack(theta, true, &packed_);
-    network_.evaluate(network, packed_, value_function.free_values(), observations);
+    network_.evaluate(network, packed_, observations);
   };
   linearize();
   FitReport report;
@@ -181,11 +181,9 @@ FitReport GaussNewtonFit<T>::operator()(ValueFunction<T>& value_function,
     const int shards = network_.shards();
     sums_.resize(shards);
     sums_.fill_zero();
-    network_.evaluate_at(candidate_packed_, value_function.free_values(),
-                         [&](Index first, Matrix<const T> z, int shard) {
-                           sums_[shard] += mean_loss(z, targets_.data() + first) *
-                                           static_cast<double>(z.rows) / rows;
-                         });
+    network_.evaluate_at(candidate_packed_, [&](Index first, Matrix<const T> z, int shard) {
+      sums_[shard] += mean_loss(z, targets_.data() + first) * static_cast<double>(z.rows) / rows;
+    });
     double loss = 0;
     for (int shard = 0; shard < shards; ++shard) loss += sums_[shard];
 
@@ -224,7 +222,7 @@ FitReport AdamFit<T>::operator()(ValueFunction<T>& value_function, Matrix<const 
   T* theta = value_function.parameters();
   const auto evaluate = [&](Matrix<const T> batch) {
     network.pack(theta, true, &packed_);
-    network_.evaluate(network, packed_, value_function.free_values(), batch);
+    network_.evaluate(network, packed_, batch);
   };
   evaluate(observations);
   FitReport report;

@@ -11,7 +11,7 @@
 //               +-----------+
 //
 // M x V fills the register file: 24 accumulators of 32 registers (AVX-512), 12 of 16 (AVX2, SSE).
-// Narrow outputs take taller blocks, so that enough independent accumulators hide the FMA latency.
+// Fewer vectors take taller blocks, so that enough independent accumulators hide the FMA latency.
 // Loops over the accumulators must be unrolled completely or GCC keeps them in memory.
 #include "natgrad/kernels/kernels.hpp"
 #include "natgrad/kernels/vector_math.hpp"
@@ -45,6 +45,17 @@ inline void store(T* p, Vec<T> x) {
   *(typename Simd<T>::loose*)p = x;
 }
 
+// No instruction: says that x is used and changed here, so that the products stay in their order and
+// each accumulator in its register. Left to itself GCC 12 reorders the unrolled loop and spills one.
+template <class T>
+inline __attribute__((always_inline)) void pin(Vec<T>& x) {
+#if defined(__x86_64__)
+  asm volatile("" : "+v"(x));
+#elif defined(__aarch64__)
+  asm volatile("" : "+w"(x));
+#endif
+}
+
 // One step of the block's k-loop: acc[m][v] += a(m) * b[v].
 template <class T, int M, int V>
 inline __attribute__((always_inline)) void outer_product(Vec<T> (&acc)[M][V], const T* a,
@@ -56,8 +67,27 @@ inline __attribute__((always_inline)) void outer_product(Vec<T> (&acc)[M][V], co
   for (int m = 0; m < M; ++m) {
     const T scalar = a[m * stride_m];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) acc[m][v] += scalar * row[v];
+    for (int v = 0; v < V; ++v) {
+      acc[m][v] += scalar * row[v];
+      pin<T>(acc[m][v]);
+    }
   }
+}
+
+// The whole loop, unrolled: fewer branches to predict where it is short.
+template <class T, int M, int V>
+inline __attribute__((always_inline)) void outer_products(Vec<T> (&acc)[M][V], Index count,
+                                                          const T* a, Index stride_k,
+                                                          Index stride_m, const T* b,
+                                                          Index stride_b) {
+  Index k = 0;
+  for (; k + 4 <= count; k += 4) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j, a += stride_k, b += stride_b) {
+      outer_product<T, M, V>(acc, a, stride_m, b);
+    }
+  }
+  for (; k < count; ++k, a += stride_k, b += stride_b) outer_product<T, M, V>(acc, a, stride_m, b);
 }
 
 // --- activations ---------------------------------------------------------------------------------
@@ -103,6 +133,32 @@ inline Vec<T> elu_slope(Vec<T> h) {
 // while all rows of the tile go by. Deeper products take several passes and keep their partial sums
 // in C.
 constexpr Index kDepth = 128;
+
+// Memory that comes next, fetched into the first-level cache a few lines at a time between blocks: a
+// panel of weights from beyond the second level would otherwise cost as much as its products. (To GCC
+// a prefetch is no side effect: a call to a function of nothing else is removed, unless inlined.)
+struct Ahead {
+  const char* next;
+  const char* end;
+  Index step;  // bytes at a time
+
+  static Ahead of(const void* begin, Index bytes, Index steps) {
+    const char* next = (const char*)begin;
+    return {next, next + bytes, bytes / steps + 64};
+  }
+  inline __attribute__((always_inline)) void fetch() {
+    const char* stop = end - next > step ? next + step : end;
+    for (; next < stop; next += 64) __builtin_prefetch(next);
+  }
+};
+
+// The same rows of the next tile, where A is read tile after tile.
+template <class T>
+inline __attribute__((always_inline)) void fetch_next_tile(const Multiply<T>& p, Index r,
+                                                           Index rows) {
+  if (!p.a_streams) return;
+  Ahead::of(p.a + (r + p.rows) * p.lda, (Index)sizeof(T) * rows * p.lda, 1).fetch();
+}
 
 // The part of a product that one pass covers: a (M, k) with stride lda, b (k, width) of the panel.
 template <class T>
@@ -185,12 +241,9 @@ __attribute__((noinline)) void multiply_block(const Multiply<T>& p, const Piece<
       acc[m][v] = first && p.bias == nullptr ? Vec<T>{} : load<T>(from + v * Simd<T>::lanes);
     }
   }
+  if (first && c == 0) fetch_next_tile<T>(p, r, M);
   for (const Piece<T>& piece : pieces) {
-    const T* a = piece.a + r * piece.lda;
-    const T* b = piece.b;
-    for (Index k = 0; k < piece.k; ++k, ++a, b += width) {
-      outer_product<T, M, V>(acc, a, piece.lda, b);
-    }
+    outer_products<T, M, V>(acc, piece.k, piece.a + r * piece.lda, 1, piece.lda, piece.b, width);
   }
   if (last && p.epilogue == Epilogue::derive) {
     derive_block<T, M, V>(p, acc, r, c);
@@ -205,10 +258,13 @@ __attribute__((noinline)) void multiply_block(const Multiply<T>& p, const Piece<
 // All rows of V vectors of columns: full blocks, then ever lower ones.
 template <class T, int V>
 void multiply_columns(const Multiply<T>& p, const Piece<T> (&pieces)[2], Index width, Index c,
-                      bool first, bool last) {
+                      bool first, bool last, Ahead& ahead) {
   constexpr int M = block_height(V);
   Index r = 0;
-  for (; r + M <= p.rows; r += M) multiply_block<T, M, V>(p, pieces, width, r, c, first, last);
+  for (; r + M <= p.rows; r += M) {
+    ahead.fetch();
+    multiply_block<T, M, V>(p, pieces, width, r, c, first, last);
+  }
   for (; r + 4 <= p.rows; r += 4) multiply_block<T, 4, V>(p, pieces, width, r, c, first, last);
   for (; r + 2 <= p.rows; r += 2) multiply_block<T, 2, V>(p, pieces, width, r, c, first, last);
   for (; r < p.rows; ++r) multiply_block<T, 1, V>(p, pieces, width, r, c, first, last);
@@ -232,22 +288,30 @@ void multiply(const Multiply<T>& p) {
         return {a + from, lda, to - from, b + k * panel + from * width};
       };
       Piece<T> pieces[2] = {piece(p.a, p.lda, p.b, p.k, 0), piece(p.a2, p.lda2, p.b2, p.k2, p.k)};
+      // The next panel lies k (or k2) rows of this one further on; of two pieces the longer counts.
+      Ahead ahead = {};
+      if (panel + width < p.n) {
+        const int longer = pieces[1].k > pieces[0].k;
+        ahead = Ahead::of(pieces[longer].b + (longer ? p.k2 : p.k) * width,
+                          (Index)sizeof(T) * width * pieces[longer].k,
+                          p.rows / block_height(kMaxVectors) + 1);
+      }
       Index c = panel;
       for (Index left = width / Simd<T>::lanes; left > 0;) {
         const Index vectors = left < kMaxVectors ? left : kMaxVectors;
         switch (vectors) {
           case 1:
-            multiply_columns<T, 1>(p, pieces, width, c, first, last);
+            multiply_columns<T, 1>(p, pieces, width, c, first, last, ahead);
             break;
           case 2:
-            multiply_columns<T, 2>(p, pieces, width, c, first, last);
+            multiply_columns<T, 2>(p, pieces, width, c, first, last, ahead);
             break;
 #if NATGRAD_VECTOR_BYTES == 64
           case 3:
-            multiply_columns<T, 3>(p, pieces, width, c, first, last);
+            multiply_columns<T, 3>(p, pieces, width, c, first, last, ahead);
             break;
           case 4:
-            multiply_columns<T, 4>(p, pieces, width, c, first, last);
+            multiply_columns<T, 4>(p, pieces, width, c, first, last, ahead);
             break;
 #endif
         }
@@ -260,6 +324,135 @@ void multiply(const Multiply<T>& p) {
   }
 }
 
+// --- multiply_narrow -----------------------------------------------------------------------------
+
+// With few columns most lanes of a block would be padding. Here the lanes run along k: a block of
+// M x O vectors of partial dot products, each added up across its lanes at the end.
+//
+//                   b[0..O)[k, k + lanes)
+//                 +-------------+
+//   a(m)[k, ..) ->|    M x O    |
+//                 +-------------+
+constexpr int narrow_height(int columns) {
+  constexpr int by_columns_32[] = {8, 8, 8, 6, 4, 4, 3, 3},
+                by_columns_16[] = {8, 6, 4, 3, 2, 2, 1, 1};
+  return NATGRAD_VECTOR_BYTES == 64 ? by_columns_32[columns - 1] : by_columns_16[columns - 1];
+}
+
+// A vector of lanes picked from x (0 .. lanes - 1) and y (lanes .. 2 lanes - 1).
+template <class T>
+inline __attribute__((always_inline)) Vec<T> pick(Vec<T> x, Vec<T> y, IVec<T> from) {
+#ifdef __clang__
+  Vec<T> result;
+  for (int i = 0; i < Simd<T>::lanes; ++i) {
+    result[i] = from[i] < Simd<T>::lanes ? x[from[i]] : y[from[i] - Simd<T>::lanes];
+  }
+  return result;
+#else
+  return __builtin_shuffle(x, y, from);
+#endif
+}
+
+// Lane i of the result is x[i] + x[i ^ bit] where `bit` of i is clear, y[i] + y[i ^ bit] where it is
+// set: half of an addition across lanes, for two vectors at once.
+template <class T, int bit>
+inline __attribute__((always_inline)) Vec<T> fold(Vec<T> x, Vec<T> y) {
+  constexpr int lanes = Simd<T>::lanes;
+  IVec<T> same, other;
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) {
+    same[i] = (i & bit ? lanes : 0) + i;
+    other[i] = (i & bit ? lanes : 0) + (i ^ bit);
+  }
+  return pick<T>(x, y, same) + pick<T>(x, y, other);
+}
+
+// The sum of all lanes of v[o] in lane o, for O vectors; O is at most the number of lanes, and 8.
+// Folding by the highest bit first leaves the sum of v[o] in the lanes whose leading bits are those
+// of o in reverse.
+template <class T, int O>
+inline __attribute__((always_inline)) Vec<T> lane_sums(const Vec<T> (&v)[O]) {
+  constexpr int lanes = Simd<T>::lanes, group = lanes < 8 ? lanes : 8;
+  Vec<T> t[group] = {};
+#pragma GCC unroll 8
+  for (int o = 0; o < O; ++o) t[o] = v[o];
+#pragma GCC unroll 8
+  for (int o = 0; o < group; o += 2) t[o] = fold<T, lanes / 2>(t[o], t[o + 1]);
+  if constexpr (group > 2) {
+#pragma GCC unroll 8
+    for (int o = 0; o < group; o += 4) t[o] = fold<T, lanes / 4>(t[o], t[o + 2]);
+  }
+  if constexpr (group > 4) t[0] = fold<T, lanes / 8>(t[0], t[4]);
+  if constexpr (lanes > 8) t[0] = fold<T, 1>(t[0], t[0]);
+  IVec<T> order;
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) {
+    order[i] = (i & 1 ? lanes / 2 : 0) + (i & 2 && group > 2 ? lanes / 4 : 0) +
+               (i & 4 && group > 4 ? lanes / 8 : 0);
+  }
+  return pick<T>(t[0], t[0], order);
+}
+
+template <class T, int M, int O>
+inline __attribute__((always_inline)) void dot_products(Vec<T> (&acc)[M][O], const T* a, Index lda,
+                                                        Index k, const T* b, Index n, Index first) {
+  constexpr Index panel_width = kPanelBytes / sizeof(T), group = kLaneVectors * Simd<T>::lanes;
+  const Index padded = (k + group - 1) / group * group;
+  for (Index panel = 0; panel < padded; panel += panel_width) {
+    const Index width = padded - panel < panel_width ? padded - panel : panel_width;
+    for (Index i = 0; i < width; i += Simd<T>::lanes) {
+      Vec<T> column[O];
+#pragma GCC unroll 8
+      for (int o = 0; o < O; ++o) column[o] = load<T>(b + n * panel + (first + o) * width + i);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const Vec<T> row = load<T>(a + m * lda + panel + i);
+#pragma GCC unroll 8
+        for (int o = 0; o < O; ++o) acc[m][o] += row * column[o];
+      }
+    }
+  }
+}
+
+// Columns o to o + O. Lanes that are no column of the product hold their bias.
+template <class T, int M, int O>
+__attribute__((noinline)) void narrow_block(const Multiply<T>& p, Index r, Index o) {
+  constexpr int lanes = Simd<T>::lanes;
+  if (o == 0) fetch_next_tile<T>(p, r, M);
+  Vec<T> acc[M][O] = {};
+  dot_products<T, M, O>(acc, p.a + r * p.lda, p.lda, p.k, p.b, p.n, o);
+  dot_products<T, M, O>(acc, p.a2 + r * p.lda2, p.lda2, p.k2, p.b2, p.n, o);
+  IVec<T> is_column;
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) is_column[i] = i < O ? -1 : 0;
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    T* to = p.c + (r + m) * p.ldc + o;
+    const Vec<T> sums = (Vec<T>)((IVec<T>)lane_sums<T, O>(acc[m]) & is_column);
+    store<T>(to, sums + load<T>(p.bias + o));
+    for (Index i = o + lanes; i < kLaneVectors * lanes; i += lanes) {
+      store<T>(to - o + i, load<T>(p.bias + i));
+    }
+  }
+}
+
+template <class T, int O>
+void narrow_columns(const Multiply<T>& p, Index o) {
+  if constexpr (O > 1) {
+    if (p.n - o < O) return narrow_columns<T, O - 1>(p, o);
+  }
+  constexpr int M = narrow_height(O);
+  Index r = 0;
+  for (; r + M <= p.rows; r += M) narrow_block<T, M, O>(p, r, o);
+  for (; r < p.rows; ++r) narrow_block<T, 1, O>(p, r, o);
+}
+
+template <class T>
+void multiply_narrow(const Multiply<T>& p) {
+  constexpr int group = Simd<T>::lanes < 8 ? Simd<T>::lanes : 8;
+  for (Index o = 0; o < p.n; o += group) narrow_columns<T, group>(p, o);
+}
+
 // --- accumulate ----------------------------------------------------------------------------------
 
 template <class T, int M, int V>
@@ -269,11 +462,12 @@ __attribute__((noinline)) void accumulate_block(const Accumulate<T>& p, Index o,
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) acc[m][v] = load<T>(g + m * p.ldg + v * Simd<T>::lanes);
+    for (int v = 0; v < V; ++v) {
+      acc[m][v] = p.overwrite ? Vec<T>{} : load<T>(g + m * p.ldg + v * Simd<T>::lanes);
+      __builtin_prefetch(g + (M + m) * p.ldg + v * Simd<T>::lanes, 1);  // the next block
+    }
   }
-  const T* d = p.d + o;
-  const T* h = p.h + i;
-  for (Index r = 0; r < p.rows; ++r, d += p.ldd, h += p.ldh) outer_product<T, M, V>(acc, d, 1, h);
+  outer_products<T, M, V>(acc, p.rows, p.d + o, p.ldd, 1, p.h + i, p.ldh);
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
@@ -286,6 +480,9 @@ void accumulate_columns(const Accumulate<T>& p, Index i) {
   constexpr int M = block_height(V);
   Index o = 0;
   for (; o + M <= p.out; o += M) accumulate_block<T, M, V>(p, o, i);
+  if constexpr (M == 6) {
+    if (o + 5 == p.out) return accumulate_block<T, 5, V>(p, o, i);
+  }
   for (; o + 4 <= p.out; o += 4) accumulate_block<T, 4, V>(p, o, i);
   for (; o + 2 <= p.out; o += 2) accumulate_block<T, 2, V>(p, o, i);
   for (; o < p.out; ++o) accumulate_block<T, 1, V>(p, o, i);
@@ -320,27 +517,62 @@ void accumulate(const Accumulate<T>& p) {
 
 // Four vectors of columns at a time; reads and writes whole lanes.
 template <class T>
-void column_sums(const T* d, Index rows, Index ldd, Index columns, T* sums) {
+void column_sums(const T* d, Index rows, Index ldd, Index columns, bool overwrite, T* sums) {
   for (Index c = 0; c < columns; c += 4 * Simd<T>::lanes) {
     const Index left = (columns - c + Simd<T>::lanes - 1) / Simd<T>::lanes;
     Vec<T> acc[4] = {};
-    for (Index r = 0; r < rows; ++r) {
-      for (Index v = 0; v < 4 && v < left; ++v) {
-        acc[v] += load<T>(d + r * ldd + c + v * Simd<T>::lanes);
+    if (left >= 4) {
+      for (Index r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+        for (Index v = 0; v < 4; ++v) acc[v] += load<T>(d + r * ldd + c + v * Simd<T>::lanes);
+      }
+    } else {
+      for (Index r = 0; r < rows; ++r) {
+        for (Index v = 0; v < left; ++v) acc[v] += load<T>(d + r * ldd + c + v * Simd<T>::lanes);
       }
     }
     for (Index v = 0; v < 4 && v < left; ++v) {
       T* to = sums + c + v * Simd<T>::lanes;
-      store<T>(to, load<T>(to) + acc[v]);
+      store<T>(to, overwrite ? acc[v] : load<T>(to) + acc[v]);
     }
+  }
+}
+
+// --- sum_shards ----------------------------------------------------------------------------------
+
+// Shard by shard in double, eight vectors of columns at a time.
+template <class T>
+void sum_shards(const T* shards, Index count, Index stride, Index columns, double* sums) {
+  typedef T Narrow __attribute__((vector_size(NATGRAD_VECTOR_BYTES * sizeof(T) / sizeof(double)),
+                                  aligned(sizeof(T))));
+  constexpr Index lanes = Simd<double>::lanes, width = 8 * lanes;
+  Index c = 0;
+  for (; c + width <= columns; c += width) {
+    Vec<double> acc[8] = {};
+    for (Index s = 0; s < count; ++s) {
+      const T* from = shards + s * stride + c;
+#pragma GCC unroll 8
+      for (int v = 0; v < 8; ++v) {
+        acc[v] += __builtin_convertvector(*(const Narrow*)(from + v * lanes), Vec<double>);
+      }
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < 8; ++v) store<double>(sums + c + v * lanes, acc[v]);
+  }
+  for (; c < columns; ++c) {
+    double sum = 0;
+    for (Index s = 0; s < count; ++s) sum += (double)shards[s * stride + c];
+    sums[c] = sum;
   }
 }
 
 extern const natgrad::kernels::Table<float> table_f32;
 extern const natgrad::kernels::Table<double> table_f64;
-constexpr natgrad::kernels::Table<float> table_f32 = {multiply<float>, accumulate<float>,
-                                                      column_sums<float>};
-constexpr natgrad::kernels::Table<double> table_f64 = {multiply<double>, accumulate<double>,
-                                                       column_sums<double>};
+constexpr natgrad::kernels::Table<float> table_f32 = {multiply<float>, multiply_narrow<float>,
+                                                      accumulate<float>, column_sums<float>,
+                                                      sum_shards<float>};
+constexpr natgrad::kernels::Table<double> table_f64 = {multiply<double>, multiply_narrow<double>,
+                                                       accumulate<double>, column_sums<double>,
+                                                       sum_shards<double>};
 
 }  // namespace NATGRAD_NAMESPACE

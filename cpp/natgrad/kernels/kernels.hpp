@@ -2,8 +2,9 @@
 //
 // Everything that costs O(N P) in natgrad is one of two products:
 //
-//   multiply     C = epilogue(A B + A2 B2 + bias)     a layer: forward, forward mode, reverse mode
-//   accumulate   G += D' H                            the gradient of a layer's weights
+//   multiply          C = epilogue(A B + A2 B2 + bias)   a layer: forward, forward mode, reverse mode
+//   multiply_narrow   the same for a few columns         the outputs
+//   accumulate        G += D' H                          the gradient of a layer's weights
 //
 // The translation units behind the tables are compiled once per level with that level's flags. They
 // hold raw pointers only (no Eigen, no std templates, no static initialisers): the linker merges
@@ -36,6 +37,12 @@ enum class Epilogue {
 //      +--------+--------+----+
 inline constexpr std::ptrdiff_t kPanelBytes = 256;
 
+// Products of at most this many columns (half of a 64-byte lane) go to multiply_narrow. Its B
+// operands are packed as B' : (n, k padded to lanes) in panels, its n is the true number of columns,
+// it has no epilogue, and it writes the whole lane of C: bias alone past column n.
+template <class T>
+inline constexpr std::ptrdiff_t kNarrow = 32 / static_cast<std::ptrdiff_t>(sizeof(T));
+
 template <class T>
 struct Multiply {
   std::ptrdiff_t rows;
@@ -53,6 +60,7 @@ struct Multiply {
   T* slope;                 // activate: act'(z), written where the value does not determine it
   const T* cached;          // derive: act(z), or act'(z) where the value does not determine it
   std::ptrdiff_t ldcached;  // stride of slope and of cached
+  bool a_streams;           // A is read tile after tile: the rows after these come next
 };
 
 template <class T>
@@ -64,15 +72,20 @@ struct Accumulate {
   std::ptrdiff_t ldh, in;
   T* g;  // (out, in), stride ldg, padded columns are written too
   std::ptrdiff_t ldg;
+  bool overwrite;  // G = D' H instead
 };
 
 template <class T>
 struct Table {
   void (*multiply)(const Multiply<T>&);
+  void (*multiply_narrow)(const Multiply<T>&);
   void (*accumulate)(const Accumulate<T>&);
-  // sums[c] += sum_r d[r][c]; d and sums are padded to whole lanes.
+  // sums[c] += sum_r d[r][c], or = if `overwrite`; d and sums are padded to whole lanes.
   void (*column_sums)(const T* d, std::ptrdiff_t rows, std::ptrdiff_t ldd, std::ptrdiff_t columns,
-                      T* sums);
+                      bool overwrite, T* sums);
+  // sums[c] = sum_s shards[s * stride + c] for s < count, in this order and in double.
+  void (*sum_shards)(const T* shards, std::ptrdiff_t count, std::ptrdiff_t stride,
+                     std::ptrdiff_t columns, double* sums);
 };
 
 struct Level {
