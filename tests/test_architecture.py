@@ -50,6 +50,8 @@ PYTHON_FLOORS = [
     "runs",
     "agent",
     "plot",
+    "bench",
+    "peers",
     "__init__",
     "cli",
     "__main__",
