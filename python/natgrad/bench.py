@@ -12,6 +12,7 @@ matrix product of a layer, nothing for activations, distributions and vectors.
 
 import contextlib
 import csv
+import functools
 import itertools
 import json
 import os
@@ -149,6 +150,16 @@ class Problem:
         self.restore()
 
     @property
+    def tolerance(self) -> float:
+        """How far a result may be from NumPy's, relative, in the 2-norm."""
+        return TOLERANCE[self.dtype]
+
+    @functools.cached_property
+    def reference(self) -> "_Reference":
+        """The same network in NumPy."""
+        return _Reference(self)
+
+    @property
     def batch(self) -> Batch:
         """Observations, actions, advantages and log probabilities."""
         return Batch(self.observations, self.actions, self.advantages, self.log_probs)
@@ -214,6 +225,11 @@ class _Reference:
                 d = (d @ self.weights[layer]) * (1 - h * h)
         return np.concatenate(found + free)
 
+    def gradient(self, problem: Problem) -> Doubles:
+        """The gradient of the surrogate at the parameters that sampled the batch."""
+        scores = self.distribution.score(self.outputs, problem.actions)
+        return self.pull_back(scores * (problem.advantages[:, None] / self.rows))
+
     def product(self, v: Doubles) -> Doubles:
         """F v."""
         tangent = np.zeros_like(self.observations)
@@ -242,39 +258,39 @@ def require_close(what: str, got: Any, want: Any, tolerance: float) -> float:
 Piece = tuple[Callable[[], Any], float | None]  # what is timed, and its operations
 
 
-def _forward(problem: Problem, reference: _Reference, tolerance: float) -> Piece:
+def _forward(problem: Problem) -> Piece:
     policy, observations = problem.policy, problem.observations
-    require_close("forward", policy.outputs(observations), reference.outputs, tolerance)
+    require_close(
+        "forward", policy.outputs(observations), problem.reference.outputs, problem.tolerance
+    )
     return lambda: policy.outputs(observations), problem.shape.operations(1, 1)
 
 
-def _gradient(problem: Problem, reference: _Reference, tolerance: float) -> Piece:
+def _gradient(problem: Problem) -> Piece:
     arguments = problem.observations, problem.actions, problem.advantages
-    scores = problem.shape.distribution.score(reference.outputs, problem.actions)
-    weights = problem.advantages[:, None] / problem.shape.rows
-    want = reference.pull_back(scores * weights)
-    require_close("gradient", problem.policy.score(*arguments), want, tolerance)
+    want = problem.reference.gradient(problem)
+    require_close("gradient", problem.policy.score(*arguments), want, problem.tolerance)
     return lambda: problem.policy.score(*arguments), problem.shape.operations(2, 3)
 
 
-def _product(problem: Problem, reference: _Reference, tolerance: float) -> Piece:
+def _product(problem: Problem) -> Piece:
     fisher = _core.Fisher(problem.policy, problem.observations)
-    want = reference.product(problem.direction)
-    require_close("Fisher product", fisher @ problem.direction, want, tolerance)
+    want = problem.reference.product(problem.direction)
+    require_close("Fisher product", fisher @ problem.direction, want, problem.tolerance)
     return lambda: fisher.matvec(problem.direction), problem.shape.operations(2, 4)
 
 
-def _divergence(problem: Problem, reference: _Reference, tolerance: float) -> Piece:
+def _divergence(problem: Problem) -> Piece:
     policy, observations = problem.policy, problem.observations
     old = (problem.start + problem.step).astype(problem.start.dtype)
-    _, old_outputs = reference.forward(old.astype(np.float64))
-    want = problem.shape.distribution.kl(old_outputs, reference.outputs)
+    _, old_outputs = problem.reference.forward(old.astype(np.float64))
+    want = problem.shape.distribution.kl(old_outputs, problem.reference.outputs)
     # A divergence of 0.01 is what is left of numbers of size 1 after they have cancelled.
-    require_close("KL", policy.kl(observations, old), want, 100 * tolerance)
+    require_close("KL", policy.kl(observations, old), want, 100 * problem.tolerance)
     return lambda: policy.kl(observations, old), problem.shape.operations(2, 2)
 
 
-def _solve(problem: Problem, reference: _Reference, tolerance: float) -> Piece:
+def _solve(problem: Problem) -> Piece:
     fisher = _core.Fisher(problem.policy, problem.observations)
     score = problem.policy.score(problem.observations, problem.actions, problem.advantages)
     gradient = np.asarray(score, np.float64)
@@ -286,26 +302,31 @@ def _solve(problem: Problem, reference: _Reference, tolerance: float) -> Piece:
 
     result = run()
     # What the solver says of its answer must hold for the true matrix.
-    want = gradient - reference.product(result.x) - DAMPING * result.x
+    want = gradient - problem.reference.product(result.x) - DAMPING * result.x
     apart = abs(float(np.linalg.norm(want)) - result.residual_norm)
-    if not apart <= 10 * tolerance * np.linalg.norm(gradient):
+    if not apart <= 10 * problem.tolerance * np.linalg.norm(gradient):
         raise WrongAnswerError(f"CG: its residual is off by {apart:.1e}; not timed")
     return run, result.iterations * problem.shape.operations(2, 4)
 
 
-def _whole_update(problem: Problem, reference: _Reference, tolerance: float) -> Piece:
+def _whole_update(problem: Problem) -> Piece:
     theta = problem.start.astype(np.float64) + problem.step
-    _, outputs = reference.forward(theta)
-    divergence = problem.shape.distribution.kl(reference.outputs, outputs).mean()
-    require_close("KL of the update", problem.report.kl, divergence, 100 * tolerance)
+    _, outputs = problem.reference.forward(theta)
+    divergence = problem.shape.distribution.kl(problem.reference.outputs, outputs).mean()
+    require_close("KL of the update", problem.report.kl, divergence, 100 * problem.tolerance)
+    rise = problem.reference.gradient(problem) @ problem.step / problem.report.step_fraction
+    require_close(
+        "linear model of the update", problem.report.expected_improvement, rise,
+        100 * problem.tolerance,
+    )  # fmt: skip
     if not problem.report.kl <= MAX_KL:
         raise WrongAnswerError(f"update: KL {problem.report.kl} above its bound; not timed")
     return problem.update, problem.update_operations
 
 
-def _critic_fit(problem: Problem, reference: _Reference, tolerance: float) -> Piece:
+def _critic_fit(problem: Problem) -> Piece:
     shape, observations = problem.shape, problem.observations
-    targets = np.sin(reference.observations[:, 0]) + reference.observations[:, 1]
+    targets = np.sin(problem.reference.observations[:, 0]) + problem.reference.observations[:, 1]
     fitter, start = _core.GaussNewtonFit(), _core.GaussNewtonFit().state
     values = ValueFunction(shape.observation_size, shape.hidden, dtype=problem.dtype)
     theta, scale = values.parameters.copy(), values.target_scale
@@ -317,7 +338,9 @@ def _critic_fit(problem: Problem, reference: _Reference, tolerance: float) -> Pi
     report = run()
     residual = targets - values.predict(observations)
     explained = 1 - np.var(residual) / np.var(targets)
-    require_close("explained variance", report.explained_variance, explained, 100 * tolerance)
+    require_close(
+        "explained variance", report.explained_variance, explained, 100 * problem.tolerance
+    )
     if not (report.accepted and report.explained_variance > report.explained_variance_before):
         raise WrongAnswerError(f"critic fit: {report.message}; not timed")
     # The defaults: 3 steps of a gradient, 5 products, a candidate; each new point is linearised.
@@ -326,7 +349,7 @@ def _critic_fit(problem: Problem, reference: _Reference, tolerance: float) -> Pi
     return run, 3 * each + (report.steps + 1) * passes[2]
 
 
-def _gae(problem: Problem, reference: _Reference, tolerance: float) -> Piece:
+def _gae(problem: Problem) -> Piece:
     n = problem.shape.rows
     rewards, values, following = np.random.default_rng(0).normal(size=(3, n))
     ends = np.arange(1, n + 1) % 100 == 0
@@ -341,19 +364,19 @@ def _gae(problem: Problem, reference: _Reference, tolerance: float) -> Piece:
     return lambda: _core.gae(*arguments), None
 
 
-def _sample(rows: int) -> Callable[[Problem, _Reference, float], Piece]:
-    def piece(problem: Problem, reference: _Reference, tolerance: float) -> Piece:
+def _sample(rows: int) -> Callable[[Problem], Piece]:
+    def piece(problem: Problem) -> Piece:
         policy, observations, rng = problem.policy, problem.observations[:rows], _core.Rng(1)
         actions, log_probs = policy.sample(observations, rng)
-        want = problem.shape.distribution.log_prob(reference.outputs[:rows], actions)
-        require_close("sample", log_probs, want, 10 * tolerance)
+        want = problem.shape.distribution.log_prob(problem.reference.outputs[:rows], actions)
+        require_close("sample", log_probs, want, 10 * problem.tolerance)
         operations = problem.shape.operations(1, 1) * rows / problem.shape.rows
         return lambda: policy.sample(observations, rng), operations
 
     return piece
 
 
-PIECES: dict[str, Callable[[Problem, _Reference, float], Piece]] = {
+PIECES: dict[str, Callable[[Problem], Piece]] = {
     "forward": _forward,
     "gradient": _gradient,
     "product": _product,
@@ -561,11 +584,10 @@ def bench(
         ) as bar:
             for shape in shapes:
                 problem = Problem(shape, dtype)
-                reference = _Reference(problem)
                 lines = []
                 for name in pieces:
                     bar.set_postfix_str(f"{shape.name} {name}")
-                    run, operations = PIECES[name](problem, reference, TOLERANCE[dtype])
+                    run, operations = PIECES[name](problem)
                     row = _row(operations, _time(run, dtype, seconds))
                     problem.restore()
                     rows.append({"shape": shape.name, "piece": name, **row})

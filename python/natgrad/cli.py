@@ -354,7 +354,7 @@ def _parser() -> argparse.ArgumentParser:
                        help="threads of everybody (default: those of natgrad)")  # fmt: skip
     bench.add_argument("--seconds", type=float, metavar="X",
                        help="on each piece (default: 0.3), or with peers on each shape "
-                       "(default: 3)")  # fmt: skip
+                       "(default: 6)")  # fmt: skip
     bench.add_argument("--json", metavar="FILE", help="write machine and rows as JSON")
     bench.add_argument("--output", metavar="FILE", help="write rows as CSV")
     bench.add_argument(

@@ -32,6 +32,7 @@ from natgrad.bench import (
     CG_ITERATIONS,
     DAMPING,
     MAX_KL,
+    PIECES,
     Problem,
     Shape,
     headline,
@@ -50,7 +51,9 @@ __all__ = ["PEERS", "Peer", "Turns", "bench_peers", "contenders", "limit_threads
 Doubles = NDArray[np.float64]
 
 PAUSE = 0.05  # seconds before each turn, for idle OpenMP threads of torch to stop spinning
-TURN = 0.02  # seconds of calls in a turn, at least; a slow peer is called once
+WARM = 0.06  # seconds of calls that are not counted: threads wake up and settle on their cores
+TURN = 0.04  # seconds of calls that are, at least
+SLOW = 0.5  # seconds of a call that needs no such preparation
 MIN_ROUNDS = 3
 PRODUCT_TOLERANCE = 1e-4  # relative, in the 2-norm, between float32 programs
 STEP_TOLERANCE = 2e-2  # of steps, after ten iterations in float32 (ours: float64)
@@ -615,7 +618,12 @@ def _check(problem: Problem, peer: Peer) -> float:
 
 
 def contenders(
-    problem: Problem, threads: int, names: Sequence[str] = tuple(PEERS), note: Any = print
+    problem: Problem,
+    threads: int,
+    names: Sequence[str] = tuple(PEERS),
+    *,
+    note: Callable[[str], object] = print,
+    wanted: Callable[[Peer], bool] = lambda peer: True,
 ) -> list[tuple[Peer, float]]:
     """Natgrad and the fastest variant of each installed peer, checked, each with its difference.
 
@@ -624,6 +632,7 @@ def contenders(
         threads: for libraries that are told only now.
         names: from `PEERS`; those that are not installed are left out.
         note: called with a line for each peer.
+        wanted: chooses among the variants, to save the time of trying them all.
 
     Raises:
         WrongAnswerError: a peer's step or Fisher product is not ours.
@@ -637,21 +646,19 @@ def contenders(
         product=lambda v: _core.Fisher(problem.policy, problem.observations) @ v,
     )
     problem.restore()
+    for piece in ("product", "update"):
+        PIECES[piece](problem)  # checks them against NumPy
     direction, want = problem.direction, ours.product(problem.direction)
     found = [(ours, 0.0)]
     for name in names:
         if importlib.util.find_spec(PEERS[name][0]) is None:
             continue
         tried: list[tuple[float, Peer, float]] = []
-        for peer in PEERS[name][2](problem, threads):
+        for peer in filter(wanted, PEERS[name][2](problem, threads)):
+            began = time.perf_counter()
             difference = _check(problem, peer)
-            seconds: list[float] = []
-            while len(seconds) < 5 and sum(seconds) < 0.5:
-                peer.prepare()
-                began = time.perf_counter()
-                peer.run()
-                seconds.append(time.perf_counter() - began)
-            tried.append((min(seconds), peer, difference))
+            slow = time.perf_counter() - began > 10 * SLOW  # most of it is compilation
+            tried.append((_turn(peer, slow), peer, difference))
         _, best, difference = min(tried, key=lambda t: t[0])
         require_close(f"{name}: Fisher product", best.product(direction), want, PRODUCT_TOLERANCE)
         version = importlib.metadata.version(name)
@@ -674,38 +681,40 @@ class Turns:
         return [theirs / ours for theirs, ours in pairs]
 
 
+def _turn(peer: Peer, slow: bool) -> float:
+    """The median time of a call, hot."""
+    calls: list[float] = []
+    counted, warming = 0.0, 0.0 if slow else WARM
+    while counted < TURN:
+        peer.prepare()
+        began = time.perf_counter()
+        peer.run()
+        took = time.perf_counter() - began
+        if warming > 0:
+            warming -= took
+        else:
+            calls.append(took)
+            counted += took
+    return float(np.median(calls))
+
+
 def take_turns(peers: Sequence[Peer], seconds: float, min_rounds: int = MIN_ROUNDS) -> Turns:
     """Times everybody in turn, for at least so many seconds and rounds.
 
-    A turn is a pause, a call that is not counted (caches and threads wake up) and calls for 20 ms,
-    of which the median counts; a call that takes longer is made once. Rounds in which another
-    process got our cores are dropped as long as enough remain.
+    A turn is a pause, 60 ms of calls that are not counted, and 40 ms of which the median counts; a
+    call that takes half a second is made once. Rounds in which another process got our cores are
+    dropped as long as enough remain.
     """
-    for peer in peers:
-        peer.prepare()
-        peer.run()
+    latest = [_turn(peer, slow=True) for peer in peers]
     rounds: list[tuple[list[float], bool]] = []
     end = time.perf_counter() + seconds
-    estimate = dict.fromkeys(range(len(peers)), 0.0)
     while len(rounds) < min_rounds or time.perf_counter() < end:
-        times, disturbed = [], False
+        before = preemptions()
         for i, peer in enumerate(peers):
             time.sleep(PAUSE)
-            if estimate[i] < TURN:
-                peer.prepare()
-                peer.run()
-            calls: list[float] = []
-            before = preemptions()
-            while not calls or sum(calls) < TURN:
-                peer.prepare()
-                began = time.perf_counter()
-                peer.run()
-                calls.append(time.perf_counter() - began)
-            disturbed |= preemptions() != before
-            estimate[i] = float(np.median(calls))
-            times.append(estimate[i])
-        rounds.append((times, disturbed))
-    kept = [times for times, disturbed in rounds if not disturbed]
+            latest[i] = _turn(peer, slow=latest[i] > SLOW)
+        rounds.append((latest.copy(), preemptions() == before))
+    kept = [times for times, alone in rounds if alone]
     if len(kept) < min_rounds:
         kept = [times for times, _ in rounds]
     return Turns({p.name: [times[i] for times in kept] for i, p in enumerate(peers)})
@@ -719,7 +728,7 @@ def bench_peers(
     names: Sequence[str] = tuple(PEERS),
     *,
     threads: int | None = None,
-    seconds: float = 3.0,
+    seconds: float = 6.0,
     json_file: str | os.PathLike[str] | None = None,
     csv_file: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
@@ -752,8 +761,8 @@ def bench_peers(
         about = machine()
         print(headline(about))
         print(
-            f"whole updates: gradient, {CG_ITERATIONS} products, two candidates; in turn, after a "
-            f"pause of {1e3 * PAUSE:.0f} ms each"
+            f"whole updates: gradient, {CG_ITERATIONS} products, two candidates; in turn, each hot "
+            f"after a pause of {1e3 * PAUSE:.0f} ms"
         )
         absent = missing(names)
         for name, command in absent.items():
@@ -763,7 +772,7 @@ def bench_peers(
                 bar.set_postfix_str(shape.name)
                 problem = Problem(shape)
                 notes: list[str] = []
-                checked = contenders(problem, threads, names, notes.append)
+                checked = contenders(problem, threads, names, note=notes.append)
                 turns = take_turns([peer for peer, _ in checked], seconds)
                 lines = []
                 for peer, difference in checked:
