@@ -655,10 +655,8 @@ def contenders(
             continue
         tried: list[tuple[float, Peer, float]] = []
         for peer in filter(wanted, PEERS[name][2](problem, threads)):
-            began = time.perf_counter()
             difference = _check(problem, peer)
-            slow = time.perf_counter() - began > 10 * SLOW  # most of it is compilation
-            tried.append((_turn(peer, slow), peer, difference))
+            tried.append((_turn(peer), peer, difference))
         _, best, difference = min(tried, key=lambda t: t[0])
         require_close(f"{name}: Fisher product", best.product(direction), want, PRODUCT_TOLERANCE)
         version = importlib.metadata.version(name)
@@ -681,16 +679,16 @@ class Turns:
         return [theirs / ours for theirs, ours in pairs]
 
 
-def _turn(peer: Peer, slow: bool) -> float:
+def _turn(peer: Peer) -> float:
     """The median time of a call, hot."""
     calls: list[float] = []
-    counted, warming = 0.0, 0.0 if slow else WARM
+    counted, warming = 0.0, WARM
     while counted < TURN:
         peer.prepare()
         began = time.perf_counter()
         peer.run()
         took = time.perf_counter() - began
-        if warming > 0:
+        if warming > 0 and took < SLOW:
             warming -= took
         else:
             calls.append(took)
@@ -705,15 +703,14 @@ def take_turns(peers: Sequence[Peer], seconds: float, min_rounds: int = MIN_ROUN
     call that takes half a second is made once. Rounds in which another process got our cores are
     dropped as long as enough remain.
     """
-    latest = [_turn(peer, slow=True) for peer in peers]
     rounds: list[tuple[list[float], bool]] = []
     end = time.perf_counter() + seconds
     while len(rounds) < min_rounds or time.perf_counter() < end:
-        before = preemptions()
-        for i, peer in enumerate(peers):
+        before, times = preemptions(), []
+        for peer in peers:
             time.sleep(PAUSE)
-            latest[i] = _turn(peer, slow=latest[i] > SLOW)
-        rounds.append((latest.copy(), preemptions() == before))
+            times.append(_turn(peer))
+        rounds.append((times, preemptions() == before))
     kept = [times for times, alone in rounds if alone]
     if len(kept) < min_rounds:
         kept = [times for times, _ in rounds]
