@@ -1,5 +1,7 @@
 #include <pybind11/stl.h>
 
+#include <atomic>
+#include <chrono>
 #include <map>
 
 #include "models.hpp"
@@ -7,6 +9,37 @@
 #include "natgrad/parallel.hpp"
 
 namespace natgrad::bindings {
+namespace {
+
+// The summed rate of all threads in GFLOP/s, each timed by its own clock over the same time.
+template <class T>
+double fma_peak(double seconds, double (*chains)(std::ptrdiff_t, T*)) {
+  using Clock = std::chrono::steady_clock;
+  constexpr std::ptrdiff_t kSteps = 1000;  // a few microseconds
+  const int threads = num_threads();
+  std::vector<double> rates(static_cast<std::size_t>(threads));
+  std::atomic<int> arrived{0};
+  parallel_for(threads, [&](int task, int) {
+    // All at once, unless the pool is in use elsewhere: then one thread does the tasks in turn.
+    const auto patience = Clock::now() + std::chrono::milliseconds(2);
+    for (++arrived; arrived < threads && Clock::now() < patience;) {
+    }
+    T sink;
+    double operations = 0;
+    const auto begin = Clock::now();
+    std::chrono::duration<double> elapsed{};
+    while (elapsed.count() < seconds) {
+      operations += chains(kSteps, &sink);
+      elapsed = Clock::now() - begin;
+    }
+    rates[static_cast<std::size_t>(task)] = operations / elapsed.count() * 1e-9;
+  });
+  double sum = 0;
+  for (const double rate : rates) sum += rate;
+  return sum;
+}
+
+}  // namespace
 
 void bind_machine(py::module_& m) {
   // A wrong NATGRAD_ISA or NATGRAD_NUM_THREADS is an ImportError now, not a surprise later.
@@ -36,6 +69,24 @@ void bind_machine(py::module_& m) {
         };
       },
       "Version, instruction set level in use, threads and compiler, as a dict of strings.");
+  m.def(
+      "fma_peak",
+      [](const std::string& dtype, double seconds) {
+        if (!(seconds > 0 && seconds <= 10)) {
+          wrong_value("seconds", "want more than 0 and at most 10, got " + std::to_string(seconds));
+        }
+        if (dtype != "float32" && dtype != "float64") {
+          wrong_value("dtype", "want 'float32' or 'float64', got '" + dtype + "'");
+        }
+        const py::gil_scoped_release release;
+        const kernels::Level& level = kernels::level();
+        return dtype == "float32" ? fma_peak(seconds, level.fma_chains_f32)
+                                  : fma_peak(seconds, level.fma_chains_f64);
+      },
+      py::arg("dtype") = "float32", py::arg("seconds") = 1e-3,
+      "GFLOP/s of fused multiply-adds in registers: what the threads of the core can do at "
+      "most.\n\n"
+      "Measured for `seconds` on all threads in use, at the instruction set level in use.");
 }
 
 }  // namespace natgrad::bindings

@@ -1,4 +1,4 @@
-"""The command `natgrad`: train, eval, enjoy, plot."""
+"""The command `natgrad`: train, eval, enjoy, plot, bench."""
 
 import argparse
 import dataclasses
@@ -204,6 +204,41 @@ def _plot(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    from natgrad import bench
+
+    known = bench.PIECES if arguments.what == "pieces" else _peers().PEERS
+    given = {"shape": bench.SHAPES, "piece": known, "peer": known}
+    for option, other in (("piece", "peers"), ("dtype", "peers"), ("peer", "pieces")):
+        if getattr(arguments, option) is not None and arguments.what == other:
+            raise UsageError(f"--{option} is no option of `natgrad bench {other}`")
+    for option, names in given.items():
+        for name in getattr(arguments, option) or ():
+            if name not in names:
+                raise UsageError(f"--{option} {name}: want one of {', '.join(names)}")
+    shapes = [bench.SHAPES[name] for name in arguments.shape or bench.SHAPES]
+    keywords = {
+        "threads": arguments.threads,
+        "json_file": arguments.json,
+        "csv_file": arguments.output,
+        "progress": arguments.progress,
+    }
+    if arguments.seconds is not None:
+        keywords["seconds"] = arguments.seconds
+    if arguments.what == "peers":
+        _peers().bench_peers(shapes, arguments.peer or list(known), **keywords)
+    else:
+        dtype: Any = arguments.dtype or "float32"
+        bench.bench(shapes, arguments.piece or list(known), dtype=dtype, **keywords)
+    return 0
+
+
+def _peers() -> Any:
+    from natgrad import peers
+
+    return peers
+
+
 def _loaded(path: str) -> "Agent":
     from natgrad.agent import Agent
 
@@ -302,6 +337,38 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("--window", type=_count, default=100, metavar="N",
                       help="episodes that a point averages (default: 100)")  # fmt: skip
     plot.add_argument("--title", metavar="TEXT", help="title of the picture")
+
+    bench = _command(
+        commands,
+        "bench",
+        _bench,
+        "measure the speed of this machine's natgrad",
+        "Times every piece of the core on problems of several shapes, as GFLOP/s and fraction of "
+        "the measured peak. `natgrad bench peers` times whole updates against other libraries, in "
+        "turn. Answers are checked before they are timed.",
+    )
+    bench.add_argument("what", nargs="?", choices=("pieces", "peers"), default="pieces")
+    bench.add_argument("--shape", nargs="+", metavar="NAME",
+                       help="S1, S2, S2-25k, S3, S4, S5, odd (default: all)")  # fmt: skip
+    bench.add_argument("--threads", type=_count, metavar="N",
+                       help="threads of everybody (default: those of natgrad)")  # fmt: skip
+    bench.add_argument("--seconds", type=float, metavar="X",
+                       help="on each piece (default: 0.3), or with peers on each shape "
+                       "(default: 6)")  # fmt: skip
+    bench.add_argument("--json", metavar="FILE", help="write machine and rows as JSON")
+    bench.add_argument("--output", metavar="FILE", help="write rows as CSV")
+    bench.add_argument(
+        "--progress", action=argparse.BooleanOptionalAction,
+        help="progress bar (default: if stderr is a terminal)",
+    )  # fmt: skip
+    pieces = bench.add_argument_group("pieces")
+    pieces.add_argument("--piece", nargs="+", metavar="NAME",
+                        help="forward, gradient, product, kl, cg, update, critic, gae, sample-1, "
+                        "sample-8 (default: all)")  # fmt: skip
+    pieces.add_argument("--dtype", choices=("float32", "float64"), help="(default: float32)")
+    peers = bench.add_argument_group("peers")
+    peers.add_argument("--peer", nargs="+", metavar="NAME",
+                       help="jax, sb3-contrib, tianshou (default: all installed)")  # fmt: skip
     return parser
 
 

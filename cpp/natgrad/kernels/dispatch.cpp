@@ -6,11 +6,15 @@
 
 namespace natgrad::kernels {
 
-#define NATGRAD_DECLARE_LEVEL(ns)       \
-  namespace ns {                        \
-  extern const Table<float> table_f32;  \
-  extern const Table<double> table_f64; \
+#define NATGRAD_DECLARE_LEVEL(ns)                       \
+  namespace ns {                                        \
+  extern const Table<float> table_f32;                  \
+  extern const Table<double> table_f64;                 \
+  double fma_chains_f32(std::ptrdiff_t steps, float*);  \
+  double fma_chains_f64(std::ptrdiff_t steps, double*); \
   }
+#define NATGRAD_KERNELS_OF(ns) \
+  &ns::table_f32, &ns::table_f64, &ns::fma_chains_f32, &ns::fma_chains_f64
 
 #if defined(__x86_64__)
 NATGRAD_DECLARE_LEVEL(x86_v2)
@@ -26,19 +30,18 @@ static const Level levels[] = {
               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
               __builtin_cpu_supports("fma");
      },
-     &x86_v4::table_f32, &x86_v4::table_f64},
+     NATGRAD_KERNELS_OF(x86_v4)},
     {"v3",
      [] {
        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
               __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
      },
-     &x86_v3::table_f32, &x86_v3::table_f64},
-    {"baseline", [] { return true; }, &x86_v2::table_f32, &x86_v2::table_f64},
+     NATGRAD_KERNELS_OF(x86_v3)},
+    {"baseline", [] { return true; }, NATGRAD_KERNELS_OF(x86_v2)},
 };
 #else
 NATGRAD_DECLARE_LEVEL(native)
-static const Level levels[] = {
-    {"baseline", [] { return true; }, &native::table_f32, &native::table_f64}};
+static const Level levels[] = {{"baseline", [] { return true; }, NATGRAD_KERNELS_OF(native)}};
 #endif
 
 static const Level& choose() {

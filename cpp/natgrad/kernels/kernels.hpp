@@ -93,6 +93,10 @@ struct Level {
   bool (*supported)();
   const Table<float>* f32;
   const Table<double>* f64;
+  // Runs independent chains of x = x a + b in registers, `steps` long, and returns the number of
+  // floating point operations; the sink keeps the compiler from leaving them out.
+  double (*fma_chains_f32)(std::ptrdiff_t steps, float* sink);
+  double (*fma_chains_f64)(std::ptrdiff_t steps, double* sink);
 };
 
 // The level in use: the best that the machine supports, or the one that NATGRAD_ISA names.
