@@ -35,7 +35,6 @@ __all__ = [
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
 EnvironmentLike: TypeAlias = str | Callable[[], Env] | VectorEnv[Any, Any, Any]
-Step: TypeAlias = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]
 
 _FAULT = "natgrad_fault"  # key of the info dictionary under which a guard reports
 
@@ -168,6 +167,7 @@ class Environments:
         self._current = False  # do the live environments stand where `state` says?
         self.make: Callable[..., Env] | None = None
         self.next_step_reset = False
+        self.id: str | None
         if isinstance(env, VectorEnv):
             self._vector = env
             self.num_envs = env.num_envs
@@ -218,25 +218,50 @@ class Environments:
         """Gives a rollout up: the next `begin` goes back to `state`."""
         self._current = False
 
-    def step(self, samples: NDArray[Any]) -> Step:
-        """Steps with n samples of the policy; the observations come back flat, (n, size).
+    def step(
+        self,
+        actions: NDArray[Any],
+        observations: NDArray[Any],
+        rewards: NDArray[Any],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+    ) -> Mapping[str, Any] | None:
+        """Takes n actions of the space and writes what follows into rows of the caller.
 
-        The arrays may be reused by the next step.
+        Args:
+            actions: (n, ...), not kept, but an environment may.
+            observations: (n, size), flat.
+            rewards: (n,).
+            terminated: (n,), False on entry.
+            truncated: (n,), False on entry.
+
+        Returns:
+            What `final_observation` wants; None if no episode ended.
 
         Raises:
             EnvironmentFault: an environment failed.
         """
         try:
-            step: Step = self._vector.step(self.decoder.decode(samples))
-            if self.make is None:
-                step = self.encoder.encode(step[0], (self.num_envs,)), *step[1:]
+            if not isinstance(self._vector, VectorEnv):
+                ends: Mapping[str, Any] | None = self._vector.step(
+                    actions, observations, rewards, terminated, truncated
+                )
+                return ends
+            following, rewards[:], terminated[:], truncated[:], infos = self._vector.step(actions)
+            if _FAULT in infos:
+                raise EnvironmentFault(next(fault for fault in infos[_FAULT] if fault is not None))
+            observations[:] = (
+                following
+                if self.make is not None
+                else self.encoder.encode(following, (self.num_envs,))
+            )
+        except EnvironmentFault:
+            raise
         except Exception as error:
             raise self._lost(error) from error
-        if _FAULT in step[4]:
-            raise EnvironmentFault(next(fault for fault in step[4][_FAULT] if fault is not None))
-        return step
+        return dict(infos) if terminated.any() or truncated.any() else None
 
-    def final_observation(self, infos: dict[str, Any], i: int) -> NDArray[Any]:
+    def final_observation(self, infos: Mapping[str, Any], i: int) -> NDArray[Any]:
         """What environment i showed last, (size,), where the step has reset it already."""
         final = infos["final_obs"][i]
         return np.array(final) if self.make is not None else self.encoder.encode(final, ()).copy()
@@ -269,7 +294,7 @@ class Environments:
                     self._vector = _InTurn([make_guard() for make_guard in guards])
             except Exception as error:
                 raise self._lost(error) from error
-        rows = self._restore_guards()
+        rows = self._restore()
         strayed = [
             i
             for i in range(self.num_envs)
@@ -283,10 +308,10 @@ class Environments:
             )
             for i in strayed:
                 state.restart(i)
-            rows = self._restore_guards()
+            rows = self._restore()
         state.observations = rows
 
-    def _restore_guards(self) -> NDArray[Any]:
+    def _restore(self) -> NDArray[Any]:
         plans = [
             (int(episode), self.decoder.decode(actions) if len(actions) else ())
             for episode, actions in zip(self.state.episodes, self.state.actions, strict=True)
@@ -457,24 +482,28 @@ class _InTurn:
 
     def __init__(self, guards: list[_Guard]) -> None:
         self._guards = guards
-        n = len(guards)
-        self._rows = np.stack([guard.blank for guard in guards])
-        self._rewards = np.empty(n)
-        self._terminated = np.empty(n, np.bool_)
-        self._truncated = np.empty(n, np.bool_)
 
-    def step(self, actions: NDArray[Any]) -> Step:
-        infos: dict[str, Any] = {}
+    def step(
+        self,
+        actions: NDArray[Any],
+        observations: NDArray[Any],
+        rewards: NDArray[Any],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+    ) -> Mapping[str, Any] | None:
+        """As `Environments.step`."""
+        finals: dict[int, NDArray[Any]] = {}
         for i, guard in enumerate(self._guards):
-            row, self._rewards[i], terminated, truncated, info = guard.step(actions[i])
-            if terminated or truncated:
-                infos.setdefault("final_obs", {})[i] = row
+            row, rewards[i], ended, cut, info = guard.step(actions[i])
+            if ended or cut:
+                terminated[i], truncated[i] = ended, cut
+                finals[i] = row
                 row, reset_info = guard.reset()
                 info |= reset_info
-            self._rows[i], self._terminated[i], self._truncated[i] = row, terminated, truncated
             if info:
-                infos[_FAULT] = [info[_FAULT]]
-        return self._rows, self._rewards, self._terminated, self._truncated, infos
+                raise EnvironmentFault(info[_FAULT])
+            observations[i] = row
+        return {"final_obs": finals} if finals else None
 
     def call(self, name: str, *arguments: Any) -> list[Any]:
         return [getattr(guard, name)(*arguments) for guard in self._guards]
