@@ -21,6 +21,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
+from natgrad.pool import EnvPoolStepper
 from natgrad.spaces import ActionDecoder, ObservationEncoder
 
 __all__ = [
@@ -139,7 +140,8 @@ class Environments:
         seed: root of all seeds.
         dtype: type of the flat observations, "float32" or "float64".
         vectorization: "sync" steps the copies in turn, "async" each in a process of its own.
-        options: keyword arguments for `gymnasium.make`.
+        stepper: "gymnasium", or "envpool" for the task of EnvPool with the id `env`.
+        options: keyword arguments for `gymnasium.make`, or for EnvPool.
 
     Attributes:
         state: where the environments stood after the last completed rollout.
@@ -148,7 +150,8 @@ class Environments:
 
     Raises:
         TypeError: `env` is none of these.
-        ValueError: unsupported spaces or autoreset mode, or gymnasium cannot make the environment.
+        ValueError: unsupported spaces or autoreset mode, or the environment cannot be made.
+        ImportError: EnvPool is not installed.
     """
 
     def __init__(
@@ -159,16 +162,27 @@ class Environments:
         *,
         dtype: str = "float32",
         vectorization: Literal["sync", "async"] = "sync",
+        stepper: Literal["gymnasium", "envpool"] = "gymnasium",
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self.seed = seed
         self._async = vectorization == "async"
-        self._vector: Any = None  # a VectorEnv, whose annotations lack `call`, or _InTurn
+        self._vector: Any = None  # a VectorEnv, whose annotations lack `call`, _InTurn or the pool
+        self._pool: EnvPoolStepper | None = None
         self._current = False  # do the live environments stand where `state` says?
         self.make: Callable[..., Env] | None = None
         self.next_step_reset = False
         self.id: str | None
-        if isinstance(env, VectorEnv):
+        if stepper == "envpool":
+            if not isinstance(env, str):
+                raise TypeError(f"env: EnvPool wants the id of a task; got {type(env).__name__}")
+            self.make = environment_maker(env, options)  # for evaluation
+            self.num_envs = n_envs
+            self._pool = EnvPoolStepper(env, n_envs, options or {})
+            self.observation_space = self._pool.observation_space
+            self.action_space = self._pool.action_space
+            self.id = env
+        elif isinstance(env, VectorEnv):
             self._vector = env
             self.num_envs = env.num_envs
             self.next_step_reset = _autoreset_mode(env) is AutoresetMode.NEXT_STEP
@@ -283,7 +297,17 @@ class Environments:
                     stacklevel=4,
                 )
                 state.restart(i)
-        if self._vector is None:
+        if self._pool is not None:
+            self._vector = self._pool
+            if not self._pool.replays and state.episodes.any() | state.lengths.any():
+                warnings.warn(
+                    "the episodes in progress start again: EnvPool's episodes of this task cannot "
+                    "be brought back to where they stood",
+                    stacklevel=4,
+                )
+                for i in range(self.num_envs):
+                    state.restart(i)
+        elif self._vector is None:
             guards = [_GuardMaker(make, i, self.seed, self.encoder) for i in range(self.num_envs)]
             try:
                 if self._async:
@@ -318,6 +342,8 @@ class Environments:
             if actions is not None
         ]
         try:
+            if self._pool is not None:
+                return self._restore_pool(self._pool, plans)
             results = self._vector.call("restore", plans)
         except Exception as error:
             raise self._lost(error) from error
@@ -325,6 +351,16 @@ class Environments:
             if fault is not None:
                 raise EnvironmentFault(fault)
         return np.stack([row for row, _ in results])
+
+    def _restore_pool(self, pool: EnvPoolStepper, plans: list[tuple[int, Any]]) -> NDArray[Any]:
+        # One stream for all episodes of a copy; where they cannot be replayed, one from here on.
+        first = [0 if pool.replays else episode for episode, _ in plans]
+        seeds = [
+            derive_seed(self.seed, Purpose.ENVIRONMENT, i, episode) >> 1  # below 2**31
+            for i, episode in enumerate(first)
+        ]
+        resets = [episode - k for (episode, _), k in zip(plans, first, strict=True)]
+        return pool.restore(seeds, resets, [actions for _, actions in plans], self.encoder)
 
     def _reset_foreign(self) -> None:
         state = self.state
