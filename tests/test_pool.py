@@ -9,6 +9,7 @@ import pytest
 from environments import SMALL, contents, copy
 
 import natgrad
+from natgrad import cli
 from natgrad.pool import REPLAYED, EnvPoolStepper
 
 needs_pool = pytest.mark.skipif(
@@ -138,6 +139,13 @@ def test_an_episode_that_terminates_in_its_last_permitted_step_has_terminated():
 
 
 @needs_pool
+def test_a_task_without_a_limit_has_none():
+    rollout = collect(pooled("Pendulum-v1", max_episode_steps=2**31 - 1), 250)
+    assert not rollout.truncated.any()
+    assert collect(pooled("Pendulum-v1"), 250).truncated.any()
+
+
+@needs_pool
 def test_every_copy_of_every_run_has_a_stream_of_its_own_whoever_runs_beside_it():
     rows = np.concatenate(
         [pooled("CartPole-v1", 4, seed).begin().observations for seed in range(4)]
@@ -172,6 +180,18 @@ def test_going_on_from_a_file_is_never_having_stopped(tmp_path, task):
     resumed = copy(agent, tmp_path)
     agent.learn(192)
     assert contents(resumed.learn(192)) == contents(agent)
+
+
+@needs_pool
+def test_the_command_line_trains_and_goes_on_with_the_pool(tmp_path, capsys):
+    train = ["train", "CartPole-v1", "--stepper", "envpool", "--n-envs", "4", "--batch-size", "128"]
+    assert cli.main([*train, "--steps", "256", "--run-dir", str(tmp_path / "run")]) == 0
+    assert cli.main(["train", "--resume", str(tmp_path / "run"), "--steps", "512"]) == 0
+    resumed = natgrad.TRPO.load(tmp_path / "run")
+    options = {"n_envs": 4, "batch_size": 128, "stepper": "envpool"}
+    assert resumed.num_timesteps == 512
+    assert contents(resumed) == contents(natgrad.TRPO("CartPole-v1", **options).learn(512))
+    capsys.readouterr()
 
 
 @needs_pool

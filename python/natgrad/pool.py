@@ -6,7 +6,6 @@ first time after k + 1 resets in a row, and the actions since bring it to where 
 """
 
 import functools
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from natgrad import _core
 from natgrad.spaces import ObservationEncoder
 
 __all__ = ["REPLAYED", "EnvPoolStepper"]
@@ -24,6 +24,8 @@ _CLASSIC = ("Acrobot", "CartPole", "MountainCar", "MountainCarContinuous", "Pend
 _LEGGED = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "Swimmer", "Walker2d")
 _JOINTED = ("InvertedDoublePendulum", "InvertedPendulum", "Pusher", "Reacher")
 REPLAYED = frozenset([*_CLASSIC, *_LEGGED, *_JOINTED])
+
+_UNLIMITED = 2**31 - 1  # as EnvPool says it; 0 means that the task has an end of its own
 
 
 class EnvPoolStepper:
@@ -59,8 +61,6 @@ class EnvPoolStepper:
         taken = {"num_envs", "batch_size", "seed", "env_seed"} & options.keys()
         if taken:
             raise ValueError(f"env_options has {min(taken)!r}, which follows from other options")
-        # More threads than cores would only take turns.
-        threads = min(num_envs, len(os.sched_getaffinity(0)))
         try:
             with _quiet():
                 spec = envpool.make_spec(task, **options)
@@ -69,8 +69,11 @@ class EnvPoolStepper:
         except Exception as error:  # a KeyError of an unknown task as well as a TypeError
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"env: envpool cannot make {task!r}: {reason}") from error
-        self._limit = int(spec.config.max_episode_steps)
-        options = {"num_threads": threads, **options, "max_episode_steps": self._limit + 1}
+        limit = int(spec.config.max_episode_steps)
+        self._limit = limit if limit > 0 else _UNLIMITED
+        if self._limit < _UNLIMITED:
+            options = {**options, "max_episode_steps": self._limit + 1}
+        options = {"num_threads": min(num_envs, _core.get_num_threads()), **options}
         self._make = functools.partial(envpool.make_gymnasium, task, num_envs=num_envs, **options)
         self._num_envs = num_envs
         self.replays = task.rpartition("-v")[0] in REPLAYED
@@ -119,11 +122,11 @@ class EnvPoolStepper:
         truncated: NDArray[np.bool_],
     ) -> Mapping[str, Any] | None:
         """As `Environments.step`."""
-        following, reward, ended, _, infos = self._pool.step(actions)
+        following, reward, ended, cut, infos = self._pool.step(actions)
         where = infos["env_id"]
         rewards[where] = reward
         terminated[where] = ended
-        truncated[where] = infos["elapsed_step"] >= self._limit
+        truncated[where] = cut | (infos["elapsed_step"] >= self._limit)
         self._write(following, where, observations)
         done = terminated | truncated
         if not done.any():
