@@ -48,14 +48,19 @@ inline py::array numeric_array(py::handle given, const std::string& name, bool i
 template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
+// Whether all are finite: one pass without branches.
+template <class T>
+bool all_finite(const T* data, Index n) {
+  T sum = 0;
+  for (Index i = 0; i < n; ++i) sum += data[i] * T(0);
+  return sum == T(0);
+}
+
 template <class T>
 void require_finite(const Array<T>& a, const std::string& name) {
   const T* data = a.data();
   const py::ssize_t n = a.size();
-  // The sum is finite if all are, nearly always: one pass without branches.
-  T sum = 0;
-  for (py::ssize_t i = 0; i < n; ++i) sum += data[i] * T(0);
-  if (sum == T(0)) return;
+  if (all_finite(data, n)) return;
   for (py::ssize_t i = 0; i < n; ++i) {
     if (std::isfinite(data[i])) continue;
     std::string index;

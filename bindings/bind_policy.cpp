@@ -35,6 +35,97 @@ Matrix<T> mutable_rows(py::array_t<T>& a) {
   return {a.mutable_data(), a.shape(0), a.shape(1), a.shape(1)};
 }
 
+// Samples the steps of a rollout where they are stored. Step t reads row t of the observations,
+// which the caller fills as the rollout goes on, and writes row t of arrays that are made here.
+template <class T>
+class Actor {
+ public:
+  Actor(std::shared_ptr<Policy<T>> policy, const py::array& given, py::object rng,
+        const py::object& bounds)
+      : policy_(std::move(policy)), rng_object_(std::move(rng)), rng_(&rng_object_.cast<Rng&>()) {
+    const Index size = policy_->network().spec().inputs;
+    if (!py::isinstance<Array<T>>(given) || given.ndim() != 3 || given.shape(0) < 2 ||
+        given.shape(1) < 1 || given.shape(2) != size) {
+      wrong_value("observations", "want a C-contiguous array (T + 1, n, " + std::to_string(size) +
+                                      ") of " + dtype_name<T>() + ", got shape " +
+                                      shape_text(given) + " of " +
+                                      py::str(given.dtype()).cast<std::string>());
+    }
+    observations_ = given;
+    rows_ = given.shape(1);
+    steps_ = given.shape(0) - 1;
+    const Distribution& distribution = policy_->distribution();
+    width_ = action_size(distribution);
+    discrete_ = !std::holds_alternative<DiagonalGaussian>(distribution);
+    const auto* categoricals = std::get_if<Categoricals>(&distribution);
+    std::vector<py::ssize_t> shape{steps_, rows_};
+    if (categoricals == nullptr || !categoricals->single) shape.push_back(width_);
+    if (discrete_) {
+      actions = py::array_t<std::int64_t>(shape);
+      sample_.resize(rows_ * width_);
+    } else {
+      actions = py::array_t<T>(shape);
+    }
+    log_probs = py::array_t<T>({steps_, rows_});
+    to_actions_ = actions.mutable_data();
+    to_log_probs_ = static_cast<T*>(log_probs.mutable_data());
+    if (bounds.is_none()) return;
+    if (discrete_ || !py::isinstance<py::sequence>(bounds) || py::len(bounds) != 2) {
+      wrong_value("bounds", "want (low, high) of a Gaussian's actions, got " +
+                                py::repr(bounds).cast<std::string>());
+    }
+    low_ = vector_of<T>(bounds[py::int_(0)], "bounds[0]", width_, false);
+    high_ = vector_of<T>(bounds[py::int_(1)], "bounds[1]", width_, false);
+    py::array_t<T> bounded(shape);
+    to_sent_ = bounded.mutable_data();
+    sent = std::move(bounded);
+  }
+
+  void act(Index t) {
+    if (t < 0 || t >= steps_) {
+      wrong_value("t", "want a step from 0 to " + std::to_string(steps_ - 1) + ", got " +
+                           std::to_string(t));
+    }
+    const Index size = observations_.shape(2), first = t * rows_ * width_;
+    const T* row = observations_.data() + t * rows_ * size;
+    if (!all_finite(row, rows_ * size)) {
+      wrong_value("observations[" + std::to_string(t) + "]", "want finite numbers");
+    }
+    T* action = discrete_ ? sample_.data() : static_cast<T*>(to_actions_) + first;
+    {
+      const py::gil_scoped_release release;  // plain memory from here on
+      policy_->sample({row, rows_, size, size}, rng_, {action, rows_, width_, width_},
+                      to_log_probs_ + t * rows_);
+      if (discrete_) {
+        std::transform(action, action + rows_ * width_,
+                       static_cast<std::int64_t*>(to_actions_) + first,
+                       [](T category) { return static_cast<std::int64_t>(category); });
+      }
+      if (to_sent_ != nullptr) {
+        clip<T>({action, rows_, width_, width_}, low_.data(), high_.data(), to_sent_ + first);
+      }
+    }
+  }
+
+  py::array actions, log_probs;
+  py::object sent = py::none();
+
+ private:
+  std::shared_ptr<Policy<T>> policy_;
+  py::object rng_object_;
+  Rng* rng_;
+  Array<T> observations_, low_, high_;
+  Index rows_ = 0, steps_ = 0, width_ = 0;
+  bool discrete_ = false;
+  Buffer<T> sample_;  // discrete actions in the policy's own type
+  void* to_actions_ = nullptr;
+  T *to_log_probs_ = nullptr, *to_sent_ = nullptr;
+};
+
+struct PyActor : ZeroedUntilConstructed {
+  std::variant<std::unique_ptr<Actor<float>>, std::unique_ptr<Actor<double>>> model;
+};
+
 }  // namespace
 
 void bind_policy(py::module_& m) {
@@ -248,6 +339,55 @@ Row i draws from stream `rng.stream + i`; `rng.counter` grows by one.)")
           R"((P,) mean_n weights_n * grad log pi(a_n | s_n).
 
 With weights = advantages this is the policy gradient (Williams 1992; Sutton et al. 2000).)");
+
+  py::class_<PyActor>(m, "Actor", py::is_final(), R"(Samples the steps of a rollout into its arrays.
+
+One call per step does what `Policy.sample` does, without new arrays: it reads row t of the
+observations, which the caller fills as the rollout goes on, and writes row t of the others.
+
+Parameters
+----------
+policy : Policy
+observations : (T + 1, n, observation_size), C-contiguous, in the dtype of the policy
+    Not copied.
+rng : Rng
+    Its counter grows by one per step.
+bounds : (low, high), each (k,), optional
+    Of what is sent to the environment; for a Gaussian only.
+
+Raises ValueError for anything else, and in a call for a row that is not finite.)")
+      .def(py::init([](const PyPolicy& policy, const py::array& observations, py::object rng,
+                       const py::object& bounds) {
+             if (!py::isinstance<Rng>(rng)) {
+               throw py::type_error("rng: want an Rng, got " + py::repr(rng).cast<std::string>());
+             }
+             auto made = std::make_unique<PyActor>();
+             std::visit(
+                 [&](const auto& pointer) {
+                   if (!pointer) not_initialized();
+                   using T = scalar_of<decltype(*pointer)>;
+                   made->model = std::make_unique<Actor<T>>(pointer, observations, rng, bounds);
+                 },
+                 policy.model);
+             return made;
+           }),
+           py::arg("policy"), py::arg("observations"), py::arg("rng"),
+           py::arg("bounds") = py::none())
+      .def_property_readonly(
+          "actions",
+          [](const PyActor& self) { return visit(self, [](auto& a) { return a.actions; }); },
+          "(T, n) or (T, n, k) as sampled.")
+      .def_property_readonly(
+          "log_probs",
+          [](const PyActor& self) { return visit(self, [](auto& a) { return a.log_probs; }); },
+          "(T, n) in nats.")
+      .def_property_readonly(
+          "sent", [](const PyActor& self) { return visit(self, [](auto& a) { return a.sent; }); },
+          "(T, n, k) actions within the bounds, for the environment; None without any.")
+      .def(
+          "__call__",
+          [](const PyActor& self, Index t) { visit(self, [&](auto& actor) { actor.act(t); }); },
+          py::arg("t"), "Samples step t.");
 }
 
 }  // namespace natgrad::bindings

@@ -106,12 +106,13 @@ CHANGES = {  # option: another value, and options without which it would mean no
     "optimizer": ("sgd", {}),
 }
 TESTED_BELOW = {"vectorization", "env_options"}  # the first must not change what is learnt
+TESTED_WITH_THE_POOL = {"stepper"}  # in test_pool.py
 CONFIGS = (natgrad.TRPOConfig, natgrad.NPGConfig, natgrad.REINFORCEConfig)
 
 
 def test_every_option_is_tested():
     names = {field.name for config in CONFIGS for field in dataclasses.fields(config)}
-    assert names == CHANGES.keys() | TESTED_BELOW
+    assert names == CHANGES.keys() | TESTED_BELOW | TESTED_WITH_THE_POOL
 
 
 def algorithm_with(option):

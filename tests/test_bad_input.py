@@ -685,6 +685,8 @@ def test_objects_of_the_wrong_class_are_refused():
     [
         "core.Policy.__new__(core.Policy).parameters",
         "core.Policy.__new__(core.Policy).outputs([[0.0]])",
+        "core.Actor.__new__(core.Actor)(0)",
+        "core.Actor.__new__(core.Actor).actions",
         "core.ValueFunction.__new__(core.ValueFunction).predict([[0.0]])",
         "core.Fisher.__new__(core.Fisher).to_dense()",
         "core.GaussNewtonFit.__new__(core.GaussNewtonFit).state",

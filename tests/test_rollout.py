@@ -144,6 +144,79 @@ def test_a_rollout_is_not_overwritten_by_the_next(made):
     assert all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))
 
 
+# The actor -------------------------------------------------------------------------------------
+
+BOUNDS = ([-0.5, -np.inf], [0.25, 0.0])
+DISTRIBUTIONS = {
+    "Categorical": natgrad.Categorical(3),
+    "MultiCategorical": natgrad.MultiCategorical((3, 2)),
+    "Bernoulli": natgrad.Bernoulli(2),
+    "DiagonalGaussian": natgrad.DiagonalGaussian(2),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_an_actor_samples_what_the_policy_does(name, dtype):
+    policy = natgrad.Policy(3, DISTRIBUTIONS[name], (8,), dtype=dtype, seed=1)
+    observations = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(dtype)
+    rng, again = natgrad.Rng(3, 2), natgrad.Rng(3, 2)
+    bounds = BOUNDS if name == "DiagonalGaussian" else None
+    actor = natgrad._core.Actor(policy, observations, rng, bounds)
+    assert len(actor.actions) == len(actor.log_probs) == 4
+    for t in range(4):
+        actor(t)
+        actions, log_probs = policy.sample(observations[t], again)
+        np.testing.assert_array_equal(actor.actions[t], actions, strict=True)
+        np.testing.assert_array_equal(actor.log_probs[t], log_probs, strict=True)
+        assert rng.counter == again.counter
+    if bounds is None:
+        assert actor.sent is None
+    else:
+        np.testing.assert_array_equal(actor.sent, np.clip(actor.actions, *BOUNDS).astype(dtype))
+
+
+def test_an_actor_refuses_what_it_cannot_use():
+    policy, rows = natgrad.Policy(3, natgrad.DiagonalGaussian(2)), np.zeros((3, 1, 3), np.float32)
+    make, rng = natgrad._core.Actor, natgrad.Rng(0)
+    for wrong in (rows[:1], rows[:, :, :2], rows.astype(float), rows[:, 0], rows[::2], rows.T):
+        with pytest.raises(ValueError, match=r"observations: want a C-contiguous array \(T \+ 1"):
+            make(policy, wrong, rng)
+    with pytest.raises(TypeError, match="rng: want an Rng, got 5"):
+        make(policy, rows, 5)
+    with pytest.raises(ValueError, match=r"bounds: want \(low, high\)"):
+        make(policy, rows, rng, [0.0])
+    with pytest.raises(ValueError, match=r"bounds\[1\]: want shape \(2,\)"):
+        make(policy, rows, rng, ([0, 0], [1]))
+    actor = make(policy, rows, rng)
+    for t in (-1, 2):
+        with pytest.raises(ValueError, match=f"t: want a step from 0 to 1, got {t}"):
+            actor(t)
+    rows[1, 0, 2] = np.nan
+    actor(0)
+    with pytest.raises(ValueError, match=r"observations\[1\]: want finite numbers"):
+        actor(1)
+    assert rng.counter == 1
+
+
+def test_what_an_environment_does_to_its_action_is_not_what_was_sampled():
+    class Greedy(Random):
+        def step(self, action):
+            action *= 0
+            return super().step(action)
+
+    for dtype in ("float32", "float64"):  # of the space, and another
+        environments = natgrad.Environments(Greedy, dtype=dtype)
+        policy = natgrad.Policy(3, environments.decoder.distribution, dtype=dtype)
+        rollout = natgrad.collect(policy, environments, 20, natgrad.Rng(0))
+        assert (rollout.actions != 0).all()
+        np.testing.assert_allclose(
+            policy.log_prob(rollout.observations[:-1, 0], rollout.actions[:, 0]),
+            rollout.log_probs[:, 0],
+            rtol=1e-5,
+        )
+
+
 # Advantages ------------------------------------------------------------------------------------
 
 

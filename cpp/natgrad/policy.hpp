@@ -70,6 +70,17 @@ class Policy : public ParameterizedNetwork<T> {
   Distribution distribution_;
 };
 
+// x within bounds of its columns, row after row: what of a sample an environment gets to see. A NaN
+// stays one.
+template <class T>
+void clip(Matrix<const T> x, const T* low, const T* high, T* out) {
+  for (Index r = 0; r < x.rows; ++r) {
+    for (Index i = 0; i < x.columns; ++i) {
+      *out++ = std::min(std::max(x.row(r)[i], low[i]), high[i]);
+    }
+  }
+}
+
 // A policy at its present parameters, linearised on a batch. Keeps a packed copy of the parameters:
 // what it computes does not change when the policy does. The policy must outlive it.
 template <class T>

@@ -137,7 +137,7 @@ FitReport GaussNewtonFit<T>::operator()(ValueFunction<T>& value_function,
   const double rows = static_cast<double>(observations.rows);
   gradient_.resize(n);
   solution_.resize(n);
-  candidate_.resize(n);
+  previous_.resize(n);
   Transaction<T> transaction(value_function, observations.rows, targets, &targets_, &saved_);
   const Network<T>& network = value_function.network();
   T* theta = value_function.parameters();
@@ -174,18 +174,13 @@ FitReport GaussNewtonFit<T>::operator()(ValueFunction<T>& value_function,
     const double shrink = std::min(1.0, std::sqrt(options_.max_change / solve.quadratic_form));
     const double predicted =
         shrink * dot(gradient_.data(), x, n) - 0.5 * shrink * shrink * solve.quadratic_form;
+    // Linearised at once, because nearly every candidate is taken.
+    std::copy_n(theta, n, previous_.data());
     for (Index i = 0; i < n; ++i) {
-      candidate_[i] = static_cast<T>(static_cast<double>(theta[i]) - shrink * x[i]);
+      theta[i] = static_cast<T>(static_cast<double>(theta[i]) - shrink * x[i]);
     }
-    network.pack(candidate_.data(), false, &candidate_packed_);
-    const int shards = network_.shards();
-    sums_.resize(shards);
-    sums_.fill_zero();
-    network_.evaluate_at(candidate_packed_, [&](Index first, Matrix<const T> z, int shard) {
-      sums_[shard] += mean_loss(z, targets_.data() + first) * static_cast<double>(z.rows) / rows;
-    });
-    double loss = 0;
-    for (int shard = 0; shard < shards; ++shard) loss += sums_[shard];
+    linearize();
+    const double loss = mean_loss(network_.outputs(), targets_.data());
 
     const double ratio = (report.loss - loss) / predicted;
     moved = std::isfinite(loss) && loss < report.loss;
@@ -194,11 +189,13 @@ FitReport GaussNewtonFit<T>::operator()(ValueFunction<T>& value_function,
     } else if (ratio > 0.75) {
       damping = std::max(damping / 1.5, 1e-8);
     }
-    if (!moved) continue;
-    std::copy_n(candidate_.data(), n, theta);
-    report.loss = loss;
-    ++report.steps;
-    linearize();
+    if (moved) {
+      report.loss = loss;
+      ++report.steps;
+    } else {
+      std::copy_n(previous_.data(), n, theta);
+      linearize();
+    }
   }
   report.damping = damping;
   report.explained_variance = transaction.explained_variance(network_.outputs(), targets_);

@@ -50,11 +50,11 @@ class GaussNewtonFit {
  private:
   GaussNewtonOptions options_;
   double damping_;
-  PackedLayers<T> packed_, candidate_packed_;
+  PackedLayers<T> packed_;
   Linearization<T> network_;
   CgScratch cg_;
-  Buffer<double> targets_, gradient_, solution_, sums_;
-  Buffer<T> saved_, candidate_;
+  Buffer<double> targets_, gradient_, solution_;
+  Buffer<T> saved_, previous_;
 };
 
 struct AdamFitOptions {

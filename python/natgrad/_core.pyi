@@ -141,6 +141,23 @@ class Policy:
         self, observations: ArrayLike, actions: ArrayLike, weights: ArrayLike | None = None
     ) -> Floats: ...
 
+@final
+class Actor:
+    def __init__(
+        self,
+        policy: Policy,
+        observations: NDArray[Any],
+        rng: Rng,
+        bounds: tuple[ArrayLike, ArrayLike] | None = None,
+    ) -> None: ...
+    @property
+    def actions(self) -> NDArray[Any]: ...
+    @property
+    def log_probs(self) -> NDArray[Any]: ...
+    @property
+    def sent(self) -> NDArray[Any] | None: ...
+    def __call__(self, t: int) -> None: ...
+
 class ValueFunction:
     def __init__(
         self,

@@ -109,6 +109,7 @@ class Agent(ABC):
             config.seed,
             dtype=config.dtype,
             vectorization=config.vectorization,
+            stepper=config.stepper,
             options=config.env_options,
         )
         size, decoder = self._environments.encoder.size, self._environments.decoder

@@ -36,9 +36,13 @@ class AgentConfig:
     vectorization: Literal["sync", "async"] = _option(
         "sync", "run", "step the copies in turn (sync) or in one process each (async)"
     )
-    env_options: Mapping[str, Any] = _option(
-        {}, "run", "keyword arguments for gymnasium.make, as a JSON object on the command line"
+    stepper: Literal["gymnasium", "envpool"] = _option(
+        "gymnasium", "run", "who steps the environment: itself, or EnvPool's task of the same id"
     )
+    env_options: Mapping[str, Any] = _option(
+        {}, "run", "keyword arguments for gymnasium.make or EnvPool, as a JSON object on the "
+        "command line",
+    )  # fmt: skip
     batch_size: int = _option(
         2048, "learning", "environment steps per update, over all copies", low=2
     )
@@ -100,6 +104,11 @@ class AgentConfig:
             metadata = type(self).__dataclass_fields__[name].metadata
             value = _checked(name, annotation, getattr(self, name), metadata)
             object.__setattr__(self, name, value)
+        if self.stepper == "envpool" and self.vectorization != "sync":
+            raise ValueError(
+                f"vectorization is {self.vectorization!r} with stepper 'envpool'; wanted 'sync': "
+                "EnvPool has threads of its own"
+            )
         if self.batch_size < self.n_envs:
             raise ValueError(
                 f"batch_size is {self.batch_size}; wanted at least n_envs = {self.n_envs}, "

@@ -21,6 +21,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
+from natgrad.pool import EnvPoolStepper
 from natgrad.spaces import ActionDecoder, ObservationEncoder
 
 __all__ = [
@@ -35,7 +36,6 @@ __all__ = [
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
 EnvironmentLike: TypeAlias = str | Callable[[], Env] | VectorEnv[Any, Any, Any]
-Step: TypeAlias = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]
 
 _FAULT = "natgrad_fault"  # key of the info dictionary under which a guard reports
 
@@ -140,7 +140,8 @@ class Environments:
         seed: root of all seeds.
         dtype: type of the flat observations, "float32" or "float64".
         vectorization: "sync" steps the copies in turn, "async" each in a process of its own.
-        options: keyword arguments for `gymnasium.make`.
+        stepper: "gymnasium", or "envpool" for the task of EnvPool with the id `env`.
+        options: keyword arguments for `gymnasium.make`, or for EnvPool.
 
     Attributes:
         state: where the environments stood after the last completed rollout.
@@ -149,7 +150,8 @@ class Environments:
 
     Raises:
         TypeError: `env` is none of these.
-        ValueError: unsupported spaces or autoreset mode, or gymnasium cannot make the environment.
+        ValueError: unsupported spaces or autoreset mode, or the environment cannot be made.
+        ImportError: EnvPool is not installed.
     """
 
     def __init__(
@@ -160,15 +162,27 @@ class Environments:
         *,
         dtype: str = "float32",
         vectorization: Literal["sync", "async"] = "sync",
+        stepper: Literal["gymnasium", "envpool"] = "gymnasium",
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self.seed = seed
         self._async = vectorization == "async"
-        self._vector: Any = None  # a VectorEnv, whose annotations lack `call`, or _InTurn
+        self._vector: Any = None  # a VectorEnv, whose annotations lack `call`, _InTurn or the pool
+        self._pool: EnvPoolStepper | None = None
         self._current = False  # do the live environments stand where `state` says?
         self.make: Callable[..., Env] | None = None
         self.next_step_reset = False
-        if isinstance(env, VectorEnv):
+        self.id: str | None
+        if stepper == "envpool":
+            if not isinstance(env, str):
+                raise TypeError(f"env: EnvPool wants the id of a task; got {type(env).__name__}")
+            self.make = environment_maker(env, options)  # for evaluation
+            self.num_envs = n_envs
+            self._pool = EnvPoolStepper(env, n_envs, options or {})
+            self.observation_space = self._pool.observation_space
+            self.action_space = self._pool.action_space
+            self.id = env
+        elif isinstance(env, VectorEnv):
             self._vector = env
             self.num_envs = env.num_envs
             self.next_step_reset = _autoreset_mode(env) is AutoresetMode.NEXT_STEP
@@ -218,25 +232,50 @@ class Environments:
         """Gives a rollout up: the next `begin` goes back to `state`."""
         self._current = False
 
-    def step(self, samples: NDArray[Any]) -> Step:
-        """Steps with n samples of the policy; the observations come back flat, (n, size).
+    def step(
+        self,
+        actions: NDArray[Any],
+        observations: NDArray[Any],
+        rewards: NDArray[Any],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+    ) -> Mapping[str, Any] | None:
+        """Takes n actions of the space and writes what follows into rows of the caller.
 
-        The arrays may be reused by the next step.
+        Args:
+            actions: (n, ...), not kept, but an environment may.
+            observations: (n, size), flat.
+            rewards: (n,).
+            terminated: (n,), False on entry.
+            truncated: (n,), False on entry.
+
+        Returns:
+            What `final_observation` wants; None if no episode ended.
 
         Raises:
             EnvironmentFault: an environment failed.
         """
         try:
-            step: Step = self._vector.step(self.decoder.decode(samples))
-            if self.make is None:
-                step = self.encoder.encode(step[0], (self.num_envs,)), *step[1:]
+            if not isinstance(self._vector, VectorEnv):
+                ends: Mapping[str, Any] | None = self._vector.step(
+                    actions, observations, rewards, terminated, truncated
+                )
+                return ends
+            following, rewards[:], terminated[:], truncated[:], infos = self._vector.step(actions)
+            if _FAULT in infos:
+                raise EnvironmentFault(next(fault for fault in infos[_FAULT] if fault is not None))
+            observations[:] = (
+                following
+                if self.make is not None
+                else self.encoder.encode(following, (self.num_envs,))
+            )
+        except EnvironmentFault:
+            raise
         except Exception as error:
             raise self._lost(error) from error
-        if _FAULT in step[4]:
-            raise EnvironmentFault(next(fault for fault in step[4][_FAULT] if fault is not None))
-        return step
+        return dict(infos) if terminated.any() or truncated.any() else None
 
-    def final_observation(self, infos: dict[str, Any], i: int) -> NDArray[Any]:
+    def final_observation(self, infos: Mapping[str, Any], i: int) -> NDArray[Any]:
         """What environment i showed last, (size,), where the step has reset it already."""
         final = infos["final_obs"][i]
         return np.array(final) if self.make is not None else self.encoder.encode(final, ()).copy()
@@ -258,7 +297,17 @@ class Environments:
                     stacklevel=4,
                 )
                 state.restart(i)
-        if self._vector is None:
+        if self._pool is not None:
+            self._vector = self._pool
+            if not self._pool.replays and state.episodes.any() | state.lengths.any():
+                warnings.warn(
+                    "the episodes in progress start again: EnvPool's episodes of this task cannot "
+                    "be brought back to where they stood",
+                    stacklevel=4,
+                )
+                for i in range(self.num_envs):
+                    state.restart(i)
+        elif self._vector is None:
             guards = [_GuardMaker(make, i, self.seed, self.encoder) for i in range(self.num_envs)]
             try:
                 if self._async:
@@ -269,7 +318,7 @@ class Environments:
                     self._vector = _InTurn([make_guard() for make_guard in guards])
             except Exception as error:
                 raise self._lost(error) from error
-        rows = self._restore_guards()
+        rows = self._restore()
         strayed = [
             i
             for i in range(self.num_envs)
@@ -283,16 +332,18 @@ class Environments:
             )
             for i in strayed:
                 state.restart(i)
-            rows = self._restore_guards()
+            rows = self._restore()
         state.observations = rows
 
-    def _restore_guards(self) -> NDArray[Any]:
+    def _restore(self) -> NDArray[Any]:
         plans = [
             (int(episode), self.decoder.decode(actions) if len(actions) else ())
             for episode, actions in zip(self.state.episodes, self.state.actions, strict=True)
             if actions is not None
         ]
         try:
+            if self._pool is not None:
+                return self._restore_pool(self._pool, plans)
             results = self._vector.call("restore", plans)
         except Exception as error:
             raise self._lost(error) from error
@@ -300,6 +351,16 @@ class Environments:
             if fault is not None:
                 raise EnvironmentFault(fault)
         return np.stack([row for row, _ in results])
+
+    def _restore_pool(self, pool: EnvPoolStepper, plans: list[tuple[int, Any]]) -> NDArray[Any]:
+        # One stream for all episodes of a copy; where they cannot be replayed, one from here on.
+        first = [0 if pool.replays else episode for episode, _ in plans]
+        seeds = [
+            derive_seed(self.seed, Purpose.ENVIRONMENT, i, episode) >> 1  # below 2**31
+            for i, episode in enumerate(first)
+        ]
+        resets = [episode - k for (episode, _), k in zip(plans, first, strict=True)]
+        return pool.restore(seeds, resets, [actions for _, actions in plans], self.encoder)
 
     def _reset_foreign(self) -> None:
         state = self.state
@@ -457,24 +518,28 @@ class _InTurn:
 
     def __init__(self, guards: list[_Guard]) -> None:
         self._guards = guards
-        n = len(guards)
-        self._rows = np.stack([guard.blank for guard in guards])
-        self._rewards = np.empty(n)
-        self._terminated = np.empty(n, np.bool_)
-        self._truncated = np.empty(n, np.bool_)
 
-    def step(self, actions: NDArray[Any]) -> Step:
-        infos: dict[str, Any] = {}
+    def step(
+        self,
+        actions: NDArray[Any],
+        observations: NDArray[Any],
+        rewards: NDArray[Any],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+    ) -> Mapping[str, Any] | None:
+        """As `Environments.step`."""
+        finals: dict[int, NDArray[Any]] = {}
         for i, guard in enumerate(self._guards):
-            row, self._rewards[i], terminated, truncated, info = guard.step(actions[i])
-            if terminated or truncated:
-                infos.setdefault("final_obs", {})[i] = row
+            row, rewards[i], ended, cut, info = guard.step(actions[i])
+            if ended or cut:
+                terminated[i], truncated[i] = ended, cut
+                finals[i] = row
                 row, reset_info = guard.reset()
                 info |= reset_info
-            self._rows[i], self._terminated[i], self._truncated[i] = row, terminated, truncated
             if info:
-                infos[_FAULT] = [info[_FAULT]]
-        return self._rows, self._rewards, self._terminated, self._truncated, infos
+                raise EnvironmentFault(info[_FAULT])
+            observations[i] = row
+        return {"final_obs": finals} if finals else None
 
     def call(self, name: str, *arguments: Any) -> list[Any]:
         return [getattr(guard, name)(*arguments) for guard in self._guards]

@@ -101,10 +101,16 @@ def _collect(
     n, size = start.observations.shape
     observations = np.empty((steps + 1, n, size), start.observations.dtype)
     observations[0] = start.observations
-    actions = log_probs = np.empty(0)
+    same = observations.dtype == policy.dtype
+    seen = observations if same else np.empty(observations.shape, policy.dtype)
+    decoder = environments.decoder
+    plain = decoder.plain(policy.dtype)
+    actor = _core.Actor(policy, seen, rng, decoder.bounds if plain else None)
+    actions, log_probs = actor.actions, actor.log_probs
+    sent = actions if actor.sent is None else actor.sent
     rewards = np.empty((steps, n))
-    terminated = np.empty((steps, n), np.bool_)
-    truncated = np.empty((steps, n), np.bool_)
+    terminated = np.zeros((steps, n), np.bool_)
+    truncated = np.zeros((steps, n), np.bool_)
     valid = np.ones((steps, n), np.bool_)
     waiting = start.waiting
     some_wait = bool(waiting.any())
@@ -119,23 +125,26 @@ def _collect(
     for t in range(steps):
         if interrupted():
             raise RolloutInterrupted
+        if not same:
+            seen[t] = observations[t]
         try:
-            action, log_prob = policy.sample(observations[t], rng)
+            actor(t)
         except ValueError as error:
             _refuse_non_finite("observation", observations[t : t + 1], t, actions[:t])
             raise EnvironmentFault(f"the policy refused an observation: {error}") from error
-        if t == 0:
-            actions = np.empty((steps, *action.shape), action.dtype)
-            log_probs = np.empty((steps, n), log_prob.dtype)
-        actions[t] = action
-        log_probs[t] = log_prob
-        following, rewards[t], terminated[t], truncated[t], infos = environments.step(action)
-        observations[t + 1] = following
+        infos = environments.step(
+            # A copy, because an environment may write into what it is given.
+            sent[t] if plain else decoder.decode(actions[t].copy()),
+            observations[t + 1],
+            rewards[t],
+            terminated[t],
+            truncated[t],
+        )
         if some_wait:
             valid[t, waiting] = terminated[t, waiting] = truncated[t, waiting] = False
             begins[waiting] = t + 1
             some_wait = False
-        if np.count_nonzero(terminated[t]) or np.count_nonzero(truncated[t]):
+        if infos is not None:
             done = terminated[t] | truncated[t]
             for i in np.flatnonzero(done).tolist():
                 total = returns[i] + rewards[begins[i] : t + 1, i].sum()
@@ -148,7 +157,7 @@ def _collect(
                     final_t.append(t)
                     final_i.append(i)
             if environments.next_step_reset:
-                waiting, some_wait = done, True
+                waiting, some_wait = done, bool(done.any())
 
     _refuse_non_finite("observation", observations[steps:], steps, actions)
     _refuse_non_finite("reward", rewards[:, :, None], 1, actions)

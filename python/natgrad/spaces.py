@@ -70,6 +70,10 @@ class ActionDecoder:
     Args:
         space: the action space of one environment.
 
+    Attributes:
+        distribution: of the samples.
+        bounds: (low, high) of a Box, in its shape; None for any other space.
+
     Raises:
         ValueError: there is no distribution for this space.
     """
@@ -78,7 +82,8 @@ class ActionDecoder:
         self.space = space
         self.distribution: _core.Distribution
         self._start: Any = None
-        self._bounds: tuple[NDArray[Any], NDArray[Any]] | None = None
+        self.bounds: tuple[NDArray[Any], NDArray[Any]] | None = None
+        self._bounded = False
         self._shape = tuple(space.shape or ())
         self._dtype = space.dtype
         if isinstance(space, spaces.Discrete):
@@ -91,21 +96,31 @@ class ActionDecoder:
             self.distribution = _core.Bernoulli(int(np.prod(space.shape)))
         elif isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
             self.distribution = _core.DiagonalGaussian(int(np.prod(space.shape)))
-            if np.isfinite(space.low).any() or np.isfinite(space.high).any():
-                self._bounds = space.low, space.high
+            self.bounds = space.low, space.high
+            self._bounded = bool(np.isfinite(self.bounds).any())
         else:
             raise ValueError(
                 f"action space {space} is not supported; wanted Discrete, MultiDiscrete, "
                 "MultiBinary or Box with floating-point elements"
             )
 
+    def plain(self, dtype: DTypeLike) -> bool:
+        """Whether samples of a policy with this dtype are actions, but for the bounds of a Box."""
+        if isinstance(self.space, spaces.Discrete):
+            return self._start is None and self._dtype == np.int64
+        return (
+            isinstance(self.space, spaces.Box)
+            and len(self._shape) == 1
+            and self._dtype == np.dtype(dtype)
+        )
+
     def decode(self, samples: NDArray[Any]) -> NDArray[Any]:
         """Maps n samples of the policy to a batch of n actions, shape (n, *space.shape)."""
         actions: NDArray[Any] = samples.astype(self._dtype, copy=False).reshape(
             len(samples), *self._shape
         )
-        if self._bounds is not None:
-            actions = np.minimum(np.maximum(actions, self._bounds[0]), self._bounds[1])
+        if self.bounds is not None and self._bounded:
+            actions = np.minimum(np.maximum(actions, self.bounds[0]), self.bounds[1])
         return actions if self._start is None else np.add(actions, self._start)
 
 
