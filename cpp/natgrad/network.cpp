@@ -19,21 +19,20 @@ using RowMajor = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajo
 // Streams of the seed, so that no two uses share random numbers.
 enum Stream : std::uint32_t { kWeights = 0x57000000u, kFourier = 0x46000000u };
 
-// Rows of W' (k = in) in panels of columns (n = out). `source` is (out, in), row-major.
+// Rows of W' (k = in) in panels of columns (n = out). `source` is (out, in), row-major, and read a
+// few rows at a time, so that what is written stays in cache.
 template <class T, class Source>
 void pack_transposed(const Source* source, Index out, Index in, T* packed) {
-  constexpr Index panel = kernels::kPanelBytes / static_cast<Index>(sizeof(T));
+  constexpr Index panel = kernels::kPanelBytes / static_cast<Index>(sizeof(T)), group = 8;
   const Index padded = round_up(out, kLanes<T>);
-  for (Index c = 0; c < padded; c += panel) {
-    const Index width = std::min(panel, padded - c);
-    T* block = packed + in * c;
-    for (Index j = 0; j < width; ++j) {
-      if (c + j < out) {
-        const Source* row = source + (c + j) * in;
-        for (Index k = 0; k < in; ++k) block[k * width + j] = static_cast<T>(row[k]);
-      } else {
-        for (Index k = 0; k < in; ++k) block[k * width + j] = T(0);
-      }
+  for (Index c = 0; c < padded; c += group) {
+    const Index begin = c / panel * panel, width = std::min(panel, padded - begin);
+    T* to = packed + in * begin + (c - begin);
+    const Source* from = source + c * in;
+    const Index filled = std::clamp<Index>(out - c, 0, group);
+    for (Index k = 0; k < in; ++k, to += width) {
+      for (Index j = 0; j < filled; ++j) to[j] = static_cast<T>(from[j * in + k]);
+      for (Index j = filled; j < group; ++j) to[j] = T(0);
     }
   }
 }
@@ -54,6 +53,14 @@ void pack_rows(const Source* source, Index out, Index in, T* packed) {
       for (Index j = filled; j < width; ++j) block[k * width + j] = T(0);
     }
   }
+}
+
+// Columns at the end of a layer's forward products that are better computed as dot products than in
+// a padded lane of their own: there are few, and k is long enough to pay for the sums across lanes.
+template <class T>
+Index narrow_columns(const Layer& layer) {
+  const Index rest = layer.out % kLanes<T>;
+  return rest <= kernels::kNarrow<T> && 8 * rest <= layer.in ? rest : 0;
 }
 
 }  // namespace
@@ -178,14 +185,12 @@ void Network<T>::pack(const Source* theta, bool with_backward, PackedLayers<T>* 
   if (with_backward) packed->backward.resize(count);
   for (std::size_t l = 0; l < count; ++l) {
     const auto [in, out, weight, bias] = layers_[l];
+    const Index narrow = narrow_columns<T>(layers_[l]), wide = out - narrow;
+    const Index wide_size = in * round_up(wide, kLanes<T>);
+    packed->forward[l].resize(wide_size + narrow * round_up(in, kLanes<T>));
+    pack_transposed(theta + weight, wide, in, packed->forward[l].data());
+    pack_rows(theta + weight + wide * in, narrow, in, packed->forward[l].data() + wide_size);
     const bool last = l + 1 == count;
-    if (last && out <= kernels::kNarrow<T>) {
-      packed->forward[l].resize(out * round_up(in, kLanes<T>));
-      pack_rows(theta + weight, out, in, packed->forward[l].data());
-    } else {
-      packed->forward[l].resize(in * round_up(out, kLanes<T>));
-      pack_transposed(theta + weight, out, in, packed->forward[l].data());
-    }
     const Index values = last ? output_columns() : out;  // theta continues with the free outputs
     packed->bias[l].resize(round_up(values, kLanes<T>));
     for (Index i = 0; i < values; ++i) packed->bias[l][i] = static_cast<T>(theta[bias + i]);
@@ -339,30 +344,36 @@ void Linearization<T>::forward_layer(std::size_t l, Index first, Matrix<const T>
   p.bias = packed.bias[l].data();
   p.c = result.data;
   p.ldc = result.stride;
-  p.n = round_up(layer.out, kLanes<T>);
-  if (last) return output_layer(p);
-  p.epilogue = Epilogue::activate;
+  p.epilogue = last ? Epilogue::none : Epilogue::activate;
   p.activation = network_->spec().activation;
   p.ldcached = leading_dimension<T>(layer.out);
   p.slope = keep_slope && slope != nullptr ? slope + first * p.ldcached : slope;
-  kernels::table<T>().multiply(p);
+  forward_product(l, p);
 }
 
-// The last layer, its columns of free outputs included: they equal their bias.
+// h W' + ... of one layer by the kernels that suit its width. The last one gets its columns of free
+// outputs as well: they equal their bias.
 template <class T>
-void Linearization<T>::output_layer(kernels::Multiply<T> p) const {
-  const Index outputs = network_->spec().outputs, columns = network_->output_columns();
-  p.epilogue = Epilogue::none;
-  if (outputs <= kernels::kNarrow<T>) {
-    p.n = outputs;
-    kernels::table<T>().multiply_narrow(p);
-  } else {
-    kernels::table<T>().multiply(p);
+void Linearization<T>::forward_product(std::size_t l, kernels::Multiply<T> p) const {
+  const Layer& layer = network_->layers()[l];
+  const Index narrow = narrow_columns<T>(layer), wide = round_up(layer.out - narrow, kLanes<T>);
+  p.n = wide;
+  if (wide > 0) kernels::table<T>().multiply(p);
+  if (narrow > 0) {
+    kernels::Multiply<T> q = p;
+    q.n = narrow;
+    q.b += wide * layer.in;
+    if (q.k2 > 0) q.b2 += wide * layer.in;
+    q.bias += wide;
+    q.c += wide;
+    if (q.cached != nullptr) q.cached += wide;
+    if (q.slope != nullptr) q.slope += wide;
+    q.a_streams = q.a_streams && wide == 0;
+    kernels::table<T>().multiply_narrow(q);
   }
-  // What the kernels have written is padded to whole lanes.
-  const Index written = round_up(outputs, kLanes<T>);
-  if (columns <= written) return;
-  for (Index r = 0; r < p.rows; ++r) {
+  if (l + 1 < network_->layers().size()) return;
+  const Index written = wide + (narrow > 0 ? kLanes<T> : 0), columns = network_->output_columns();
+  for (Index r = 0; r < p.rows && written < columns; ++r) {
     std::copy(p.bias + written, p.bias + columns, p.c + r * p.ldc + written);
   }
 }
@@ -415,16 +426,13 @@ Matrix<const T> Linearization<T>::forward_mode(Index first, Index rows, Worker* 
     }
     p.c = result.data;
     p.ldc = result.stride;
-    p.n = round_up(layer.out, kLanes<T>);
-    if (last) {
-      output_layer(p);
-      break;
-    }
-    p.epilogue = Epilogue::derive;
+    p.epilogue = last ? Epilogue::none : Epilogue::derive;
     p.activation = network_->spec().activation;
-    p.ldcached = leading_dimension<T>(layer.out);
-    p.cached = cached(l + 1).data() + first * p.ldcached;
-    kernels::table<T>().multiply(p);
+    if (!last) {
+      p.ldcached = leading_dimension<T>(layer.out);
+      p.cached = cached(l + 1).data() + first * p.ldcached;
+    }
+    forward_product(l, p);
     dh = result;
   }
   return u;

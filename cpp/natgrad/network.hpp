@@ -43,7 +43,8 @@ struct Layer {
 // bias is followed by the free outputs.
 template <class T>
 struct PackedLayers {
-  std::vector<Buffer<T>> forward;   // W' : (in, out padded) in panels; as backward if it is narrow
+  std::vector<Buffer<T>>
+      forward;  // W' : (in, out padded) in panels, then the narrow columns' rows of W
   std::vector<Buffer<T>> backward;  // W  : (out, in padded) in panels; empty for a direction
   std::vector<Buffer<T>> bias;      // (out padded)
 };
@@ -128,7 +129,7 @@ class Linearization {
 
   void forward_layer(std::size_t layer, Index first, Matrix<const T> h, Matrix<T> result,
                      const PackedLayers<T>& packed, bool keep_slope, T* scratch_slope) const;
-  void output_layer(kernels::Multiply<T> p) const;
+  void forward_product(std::size_t layer, kernels::Multiply<T> p) const;
   Matrix<const T> forward_mode(Index first, Index rows, Worker* worker);
   void pull_back(std::size_t layer, Index first, Matrix<const T> d, Matrix<T> below) const;
   void reverse(Index first, Matrix<T> d, bool overwrite, T* accumulator, Worker* worker);

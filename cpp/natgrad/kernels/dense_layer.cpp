@@ -229,6 +229,14 @@ void activate_block(const Multiply<T>& p, Index r, Index c, Index rows, Index co
 }
 
 template <class T, int M, int V>
+inline __attribute__((always_inline)) void finish_block(const Multiply<T>& p, Vec<T> (&acc)[M][V],
+                                                        Index r, Index c) {
+  if (p.epilogue == Epilogue::derive) return derive_block<T, M, V>(p, acc, r, c);
+  store_block<T, M, V>(p, acc, r, c);
+  if (p.epilogue == Epilogue::activate) activate_block<T>(p, r, c, M, V * Simd<T>::lanes);
+}
+
+template <class T, int M, int V>
 __attribute__((noinline)) void multiply_block(const Multiply<T>& p, const Piece<T> (&pieces)[2],
                                               Index width, Index r, Index c, bool first,
                                               bool last) {
@@ -245,13 +253,10 @@ __attribute__((noinline)) void multiply_block(const Multiply<T>& p, const Piece<
   for (const Piece<T>& piece : pieces) {
     outer_products<T, M, V>(acc, piece.k, piece.a + r * piece.lda, 1, piece.lda, piece.b, width);
   }
-  if (last && p.epilogue == Epilogue::derive) {
-    derive_block<T, M, V>(p, acc, r, c);
+  if (last) {
+    finish_block<T, M, V>(p, acc, r, c);
   } else {
     store_block<T, M, V>(p, acc, r, c);
-    if (last && p.epilogue == Epilogue::activate) {
-      activate_block<T>(p, r, c, M, V * Simd<T>::lanes);
-    }
   }
 }
 
@@ -425,15 +430,15 @@ __attribute__((noinline)) void narrow_block(const Multiply<T>& p, Index r, Index
   IVec<T> is_column;
 #pragma GCC unroll 16
   for (int i = 0; i < lanes; ++i) is_column[i] = i < O ? -1 : 0;
+  Vec<T> sums[M][1];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
-    T* to = p.c + (r + m) * p.ldc + o;
-    const Vec<T> sums = (Vec<T>)((IVec<T>)lane_sums<T, O>(acc[m]) & is_column);
-    store<T>(to, sums + load<T>(p.bias + o));
+    sums[m][0] = load<T>(p.bias + o) + (Vec<T>)((IVec<T>)lane_sums<T, O>(acc[m]) & is_column);
     for (Index i = o + lanes; i < kLaneVectors * lanes; i += lanes) {
-      store<T>(to - o + i, load<T>(p.bias + i));
+      store<T>(p.c + (r + m) * p.ldc + i, load<T>(p.bias + i));
     }
   }
+  finish_block<T, M, 1>(p, sums, r, o);
 }
 
 template <class T, int O>

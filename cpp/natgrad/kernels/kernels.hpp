@@ -37,9 +37,9 @@ enum class Epilogue {
 //      +--------+--------+----+
 inline constexpr std::ptrdiff_t kPanelBytes = 256;
 
-// Products of at most this many columns (half of a 64-byte lane) go to multiply_narrow. Its B
+// Products of at most this many columns (half of a 64-byte lane) may go to multiply_narrow. Its B
 // operands are packed as B' : (n, k padded to lanes) in panels, its n is the true number of columns,
-// it has no epilogue, and it writes the whole lane of C: bias alone past column n.
+// and it writes the whole lane of C, as if B were padded with zeros.
 template <class T>
 inline constexpr std::ptrdiff_t kNarrow = 32 / static_cast<std::ptrdiff_t>(sizeof(T));
 
