@@ -132,7 +132,7 @@ inline Vec<T> elu_slope(Vec<T> h) {
 // Depth of one pass over a panel: kDepth * kPanelBytes = 32 KiB of B stay in the first-level cache
 // while all rows of the tile go by. Deeper products take several passes and keep their partial sums
 // in C.
-constexpr Index kDepth = 128;
+constexpr Index kDepth = 96;
 
 // Memory that comes next, fetched into the first-level cache a few lines at a time between blocks: a
 // panel of weights from beyond the second level would otherwise cost as much as its products. (To GCC
