@@ -1,5 +1,6 @@
 """The same bits every time and for any number of threads; no lock held, no memory gained."""
 
+import multiprocessing
 import os
 import resource
 import subprocess
@@ -216,6 +217,61 @@ def test_the_pool_of_threads_survives_a_fork():
         pytest.fail("the child hangs")
     assert os.waitstatus_to_exitcode(status) == 0
     assert (core.Fisher(p.core, p.observations) @ v).tobytes() == want
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_during_an_update_of_another_thread_leaves_both_processes_working():
+    core.set_num_threads(3)
+    p = make_problem("gaussian", count=700, observation_size=17, hidden=(64, 64))
+    F, v, stop = core.Fisher(p.core, p.observations), np.ones(p.theta.size), threading.Event()
+    want, wrong = (F @ v).tobytes(), []
+
+    def work():
+        while not stop.is_set():
+            if (F @ v).tobytes() != want:
+                wrong.append(1)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(5):
+            child = os.fork()
+            if child == 0:  # F may be in use in the parent's other thread: one of the child's own
+                q = make_problem("gaussian", count=700, observation_size=17, hidden=(64, 64))
+                mine = core.Fisher(q.core, q.observations)
+                os._exit(0 if (mine @ v).tobytes() == want else 1)
+            deadline = time.monotonic() + 20
+            while not (done := os.waitpid(child, os.WNOHANG))[0]:
+                if time.monotonic() > deadline:
+                    os.kill(child, 9)
+                    os.waitpid(child, 0)
+                    pytest.fail("the child hangs")
+                time.sleep(0.005)
+            assert os.waitstatus_to_exitcode(done[1]) == 0
+    finally:
+        stop.set()
+        thread.join()
+    assert not wrong
+
+
+def product_digest(threads):
+    """The bytes of one product, for another process."""
+    core.set_num_threads(threads)
+    p = make_problem("gaussian", count=700, observation_size=17, hidden=(64, 64))
+    return (core.Fisher(p.core, p.observations) @ np.ones(p.theta.size)).tobytes()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_worker_processes_compute_the_same_bits(method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method}")
+    want = product_digest(2)  # the pool is warm
+    with multiprocessing.get_context(method).Pool(2) as workers:
+        got = workers.map_async(product_digest, [1, 2, 3, 2]).get(timeout=60)
+    assert set(got) == {want}
+    assert product_digest(3) == want
 
 
 def test_another_thread_runs_during_an_update():

@@ -209,7 +209,7 @@ namespace {
 constexpr Index kShardRows = 256;
 constexpr Index kLargeShardRows = 512;
 constexpr Index kLargeGradient = 256 << 10;  // bytes
-constexpr int kMaxShards = 32;
+constexpr Index kMaxShards = 32;
 // Rows of a tile: what it needs of all layers stays in the second-level cache.
 constexpr Index kTileRows = 144;
 // Rows of shards and tiles come in whole register blocks: a multiple of the kernels' block heights.

@@ -26,6 +26,9 @@ inline void relax() {
 #endif
 }
 
+// A job is a number of tasks, taken one at a time. The caller works too, and waits for the tasks that
+// were taken, not for the helpers: one that wakes up late, because something else has its core, finds
+// nothing left and costs nothing.
 class Pool {
  public:
   explicit Pool(int helpers) {
@@ -36,8 +39,7 @@ class Pool {
   ~Pool() {
     {
       const std::lock_guard lock(mutex_);
-      stopping_ = true;
-      generation_.fetch_add(1);
+      stopping_.store(true);
     }
     wake_.notify_all();
     for (std::thread& thread : threads_) thread.join();
@@ -48,15 +50,17 @@ class Pool {
   void run(int tasks, FunctionRef<void(int, int)> f) {
     job_ = &f;
     tasks_ = tasks;
-    next_.store(0, std::memory_order_relaxed);
-    busy_.store(helpers(), std::memory_order_relaxed);
-    {
-      const std::lock_guard lock(mutex_);
-      generation_.fetch_add(1, std::memory_order_release);
+    done_.store(0, std::memory_order_relaxed);
+    ++number_;
+    left_.store((number_ << 32) + static_cast<std::uint64_t>(tasks));
+    if (parked_.load() > 0) {
+      {
+        const std::lock_guard lock(mutex_);
+      }  // a helper has looked and sleeps, or will look again
+      wake_.notify_all();
     }
-    if (parked_.load() > 0) wake_.notify_all();
-    work(0);
-    for (int i = 0; busy_.load(std::memory_order_acquire) > 0; ++i) {
+    while (work(0)) continue;
+    for (int i = 0; done_.load(std::memory_order_acquire) < tasks; ++i) {
       if (i < kSpins) {
         relax();
       } else {
@@ -66,40 +70,47 @@ class Pool {
   }
 
  private:
-  void work(int worker) {
-    for (int task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) {
-      (*job_)(task, worker);
-    }
+  bool has_work() const { return static_cast<std::uint32_t>(left_.load()) > 0; }
+
+  // Takes one task of the current job and does it. Until it is done the job cannot end, so that job_
+  // and tasks_ stay as they are; the job's number keeps a late helper from taking one of the next.
+  bool work(int worker) {
+    std::uint64_t left = left_.load();
+    do {
+      if (static_cast<std::uint32_t>(left) == 0) return false;
+    } while (!left_.compare_exchange_weak(left, left - 1));
+    (*job_)(tasks_ - static_cast<int>(static_cast<std::uint32_t>(left)), worker);
+    done_.fetch_add(1, std::memory_order_release);
+    return true;
   }
 
   void serve(int worker) {
-    for (unsigned seen = 0;;) {
-      for (int i = 0; generation_.load(std::memory_order_acquire) == seen; ++i) {
-        if (i < kSpins) {
-          relax();
-        } else if (i < kSpins + kYields) {
-          std::this_thread::yield();
-        } else {
-          std::unique_lock lock(mutex_);
-          parked_.fetch_add(1);
-          wake_.wait(lock, [&] { return generation_.load() != seen; });
-          parked_.fetch_sub(1);
-        }
+    for (int idle = 0; !stopping_.load(std::memory_order_relaxed); ++idle) {
+      if (work(worker)) {
+        idle = 0;
+      } else if (idle < kSpins) {
+        relax();
+      } else if (idle < kSpins + kYields) {
+        std::this_thread::yield();
+      } else {
+        std::unique_lock lock(mutex_);
+        parked_.fetch_add(1);
+        wake_.wait(lock, [&] { return has_work() || stopping_.load(); });
+        parked_.fetch_sub(1);
+        idle = 0;
       }
-      seen = generation_.load(std::memory_order_acquire);
-      if (stopping_) return;
-      work(worker);
-      busy_.fetch_sub(1, std::memory_order_release);
     }
   }
 
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::atomic<unsigned> generation_{0};
-  std::atomic<int> parked_{0}, next_{0}, busy_{0};
+  std::atomic<std::uint64_t> left_{
+      0};  // the job's number, and how many of its tasks nobody has taken
+  std::atomic<int> parked_{0}, done_{0};
+  std::atomic<bool> stopping_{false};
   FunctionRef<void(int, int)>* job_ = nullptr;
   int tasks_ = 0;
-  bool stopping_ = false;
+  std::uint64_t number_ = 0;
   std::vector<std::thread> threads_;
 };
 

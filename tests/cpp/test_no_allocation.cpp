@@ -18,14 +18,24 @@ static void* counted(std::size_t size, std::size_t alignment) {
   if (p == nullptr) throw std::bad_alloc();
   return p;
 }
-void* operator new(std::size_t size) { return counted(size, alignof(std::max_align_t)); }
+void* operator new(std::size_t size) {
+  return counted(size, alignof(std::max_align_t));
+}
 void* operator new(std::size_t size, std::align_val_t alignment) {
   return counted(size, static_cast<std::size_t>(alignment));
 }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t) noexcept { std::free(p); }
-void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p) noexcept {
+  std::free(p);
+}
+void operator delete(void* p, std::size_t) noexcept {
+  std::free(p);
+}
+void operator delete(void* p, std::align_val_t) noexcept {
+  std::free(p);
+}
+void operator delete(void* p, std::size_t, std::align_val_t) noexcept {
+  std::free(p);
+}
 
 namespace {
 
@@ -71,11 +81,11 @@ void check(const char* dtype, const char* name, Distribution distribution, Index
     return what;
   };
 
-  expect_no_allocation(label("sample"), [&] { policy.sample(batch, &rng, taken, log_probs.data()); });
+  expect_no_allocation(label("sample"),
+                       [&] { policy.sample(batch, &rng, taken, log_probs.data()); });
   TrustRegionUpdate<T> update(options);
-  expect_no_allocation(label("trust region update"), [&] {
-    update(policy, Batch<T>{batch, taken, advantages.data(), nullptr});
-  });
+  expect_no_allocation(label("trust region update"),
+                       [&] { update(policy, Batch<T>{batch, taken, advantages.data(), nullptr}); });
   PolicyGradientUpdate<T> gradient(PolicyGradientOptions{});
   expect_no_allocation(label("policy gradient"), [&] {
     gradient(policy, Batch<T>{batch, taken, advantages.data(), nullptr});

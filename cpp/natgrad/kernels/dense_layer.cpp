@@ -92,40 +92,54 @@ inline __attribute__((always_inline)) void outer_products(Vec<T> (&acc)[M][V], I
 
 // --- activations ---------------------------------------------------------------------------------
 
+// z <- act(z) in place, for (rows, columns) with columns a whole number of vectors; slope <- act'(z)
+// where the value does not determine it. One loop per activation: its constants stay in registers.
 template <class T>
-inline Vec<T> activate(Activation activation, Vec<T> z, Vec<T>* slope) {
-  switch (activation) {
-    case Activation::tanh:
-      return tanh<T>(z);
-    case Activation::relu:
-      return z < T(0) ? Vec<T>{} : z;  // this way round NaN stays NaN
-    case Activation::elu:
-      return z > T(0) ? z : expm1_in_range<T>(clamp<T>(z, T(-44), T(0)));
-    case Activation::silu: {
-      const Vec<T> s = sigmoid<T>(z);
-      *slope = s * (T(1) + z * (T(1) - s));
-      return z * s;
-    }
-    case Activation::gelu: {
-      const Vec<T> cdf = normal_cdf<T>(z);
-      *slope = cdf + z * (T(0.39894228040143267794) * exp<T>(T(-0.5) * z * z));
-      return z * cdf;
-    }
-    case Activation::identity:
-      break;
-  }
-  return z;
-}
+struct Activate {
+  T* z;
+  Index ldz;
+  T* slope;
+  Index ldslope, rows, columns;
 
-// act'(z) from h = act(z).
-template <class T>
-inline Vec<T> relu_slope(Vec<T> h) {
-  return h > T(0) ? T(1) - Vec<T>{} : Vec<T>{};
-}
-template <class T>
-inline Vec<T> elu_slope(Vec<T> h) {
-  return (h > T(0) ? Vec<T>{} : h) + T(1);
-}
+  template <class F>
+  void values(F f) const {
+    for (Index r = 0; r < rows; ++r) {
+      for (Index c = 0; c < columns; c += Simd<T>::lanes) {
+        T* at = z + r * ldz + c;
+        store<T>(at, f(load<T>(at)));
+      }
+    }
+  }
+
+  template <class F>
+  void values_and_slopes(F f) const {
+    for (Index r = 0; r < rows; ++r) {
+      for (Index c = 0; c < columns; c += Simd<T>::lanes) {
+        T* at = z + r * ldz + c;
+        Vec<T> derivative;
+        store<T>(at, f(load<T>(at), &derivative));
+        store<T>(slope + r * ldslope + c, derivative);
+      }
+    }
+  }
+
+  void operator()(Activation activation) const {
+    switch (activation) {
+      case Activation::tanh:
+        return values([](Vec<T> x) { return tanh<T>(x); });
+      case Activation::relu:
+        return values([](Vec<T> x) { return relu<T>(x); });
+      case Activation::elu:
+        return values([](Vec<T> x) { return elu<T>(x); });
+      case Activation::silu:
+        return values_and_slopes([](Vec<T> x, Vec<T>* d) { return silu<T>(x, d); });
+      case Activation::gelu:
+        return values_and_slopes([](Vec<T> x, Vec<T>* d) { return gelu<T>(x, d); });
+      case Activation::identity:
+        return;
+    }
+  }
+};
 
 // --- multiply ------------------------------------------------------------------------------------
 
@@ -201,7 +215,7 @@ inline __attribute__((always_inline)) void derive_block(const Multiply<T>& p, Ve
                                                         Index r, Index c) {
   switch (p.activation) {
     case Activation::tanh:
-      return store_scaled<T, M, V>(p, acc, r, c, [](Vec<T> h) { return T(1) - h * h; });
+      return store_scaled<T, M, V>(p, acc, r, c, [](Vec<T> h) { return tanh_slope<T>(h); });
     case Activation::relu:
       return store_scaled<T, M, V>(p, acc, r, c, [](Vec<T> h) { return relu_slope<T>(h); });
     case Activation::elu:
@@ -217,15 +231,9 @@ inline __attribute__((always_inline)) void derive_block(const Multiply<T>& p, Ve
 // Activations are long: a loop over what the block has just stored, hot in cache.
 template <class T>
 void activate_block(const Multiply<T>& p, Index r, Index c, Index rows, Index columns) {
-  const bool keep_slope = !natgrad::kernels::slope_follows_from_value(p.activation);
-  for (Index m = r; m < r + rows; ++m) {
-    for (Index j = c; j < c + columns; j += Simd<T>::lanes) {
-      Vec<T> slope{};
-      T* to = p.c + m * p.ldc + j;
-      store<T>(to, activate<T>(p.activation, load<T>(to), &slope));
-      if (keep_slope) store<T>(p.slope + m * p.ldcached + j, slope);
-    }
-  }
+  T* slope = p.slope == nullptr ? nullptr : p.slope + r * p.ldcached + c;
+  const Activate<T> activate = {p.c + r * p.ldc + c, p.ldc, slope, p.ldcached, rows, columns};
+  activate(p.activation);
 }
 
 template <class T, int M, int V>

@@ -1,0 +1,53 @@
+"""Fails if an object holds an instruction that its processors need not have.
+
+    python tests/cpp/check_instructions.py {v2,v3,v4} OBJECT [OBJECT ...]
+
+Disassembles with objdump. v2 may use nothing that is encoded with VEX or EVEX (AVX, FMA, BMI), nor
+lzcnt, tzcnt and movbe; v3 nothing of AVX-512. Run by ctest on the kernels of each level, and as v2
+on everything else that goes into the module.
+"""
+
+import re
+import subprocess
+import sys
+
+AVX512 = re.compile(r"%zmm|%[xy]mm(1[6-9]|2\d|3[01])|%k[0-7]")
+LATER = re.compile(
+    r"(v[a-z]\w+|andn|bextr|bls(i|r|msk)|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx|[lt]zcnt|movbe)"
+    r"[lqw]?\s"
+)
+NOT_VECTOR = re.compile(r"\bver[rw]\b")
+
+
+def offences(level: str, path: str) -> tuple[int, list[str]]:
+    """The number of instructions in the object, and those that the level does not have."""
+    listing = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", "--no-addresses", path],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    code = [line.strip() for line in listing.splitlines() if line.startswith("\t")]
+    code = [line.split("#")[0].split("<")[0] for line in code]
+    found = [line for line in code if level in ("v2", "v3") and AVX512.search(line)]
+    if level == "v2":
+        found += [line for line in code if LATER.match(line) and not NOT_VECTOR.match(line)]
+        found += [line for line in code if "%ymm" in line]
+    return len(code), found
+
+
+def main(level: str, objects: list[str]) -> int:
+    """Prints what stands in each object and does not belong there."""
+    total = failed = 0
+    for path in objects:
+        count, found = offences(level, path)
+        total += count
+        failed += len(found)
+        for line in found[:5]:
+            print(f"{path}: {line}")
+    print(f"{level}: {len(objects)} objects, {total} instructions, {failed} not of that level")
+    return 1 if failed or not total else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1], sys.argv[2:]))
