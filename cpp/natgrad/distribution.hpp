@@ -11,7 +11,10 @@
 //   DiagonalGaussian  s = (1/sigma^2, 2)    M = diag(s)                          (eq. 5)
 //   Bernoulli         s = p (1 - p)         M = diag(s)                          (eq. 7)
 //
-// and has a square root Q (K, K), Q Q' = M: diag(sqrt(s)) where M is diagonal, and
+// `shared` is what all rows have in common, so that no row computes it again: share() fills it from
+// the free parameters (policy.hpp) of the old and of the current policy. Null where there is none.
+//
+// M has a square root Q (K, K), Q Q' = M: diag(sqrt(s)) where M is diagonal, and
 // diag(q) (I - q q') with q = sqrt(p) for a softmax, because I - q q' is a projection.
 #pragma once
 
@@ -27,13 +30,35 @@ namespace natgrad {
 
 namespace detail {
 
+template <class T>
+double largest(const T* y, Index n) {
+  return static_cast<double>(*std::max_element(y, y + n));
+}
+
 // log sum exp of n logits, by the largest.
 template <class T>
 double log_sum_exp(const T* y, Index n) {
-  const double largest = static_cast<double>(*std::max_element(y, y + n));
+  const double shift = largest(y, n);
   double sum = 0;
-  for (Index i = 0; i < n; ++i) sum += std::exp(static_cast<double>(y[i]) - largest);
-  return largest + std::log(sum);
+  for (Index i = 0; i < n; ++i) sum += std::exp(static_cast<double>(y[i]) - shift);
+  return shift + std::log(sum);
+}
+
+// visit(i, p_i) for the probabilities of n logits. A few are kept, so that each exponential is taken
+// once.
+template <class T, class Visit>
+void softmax(const T* y, Index n, Visit visit) {
+  constexpr Index kKept = 16;
+  const double shift = largest(y, n);
+  double kept[kKept], sum = 0;
+  for (Index i = 0; i < n; ++i) {
+    const double weight = std::exp(static_cast<double>(y[i]) - shift);
+    if (i < kKept) kept[i] = weight;
+    sum += weight;
+  }
+  for (Index i = 0; i < n; ++i) {
+    visit(i, (i < kKept ? kept[i] : std::exp(static_cast<double>(y[i]) - shift)) / sum);
+  }
 }
 
 // log(1 + exp(x)) without overflow.
@@ -61,8 +86,12 @@ struct Categoricals {
   Index parameter_size() const { return total; }
   Index action_size() const { return static_cast<Index>(sizes.size()); }
 
+  Index shared_size() const { return 0; }
   template <class T>
-  double log_prob(const T* y, const T* action) const {
+  void share(const T*, const T*, double*) const {}
+
+  template <class T>
+  double log_prob(const T* y, const T* action, const double* = nullptr) const {
     double sum = 0;
     for (std::size_t j = 0; j < sizes.size(); y += sizes[j++]) {
       sum +=
@@ -71,55 +100,59 @@ struct Categoricals {
     return sum;
   }
 
+  // log Z - sum p y, with both sums over the same exponentials.
   template <class T>
   double entropy(const T* y) const {
-    double sum = 0;
+    double entropy = 0;
     for (std::size_t j = 0; j < sizes.size(); y += sizes[j++]) {
-      const double normalizer = detail::log_sum_exp(y, sizes[j]);
+      const double largest = detail::largest(y, sizes[j]);
+      double total = 0, weighted = 0;
       for (Index i = 0; i < sizes[j]; ++i) {
-        const double log_p = static_cast<double>(y[i]) - normalizer;
-        const double p = std::exp(log_p);
-        if (p > 0) sum -= p * log_p;
+        const double z = static_cast<double>(y[i]) - largest;
+        const double weight = std::exp(z);
+        total += weight;
+        if (weight > 0) weighted += weight * z;
       }
+      entropy += std::log(total) - weighted / total;
     }
-    return sum;
+    return entropy;
   }
 
   // KL = sum p (log p - log p_new). Near p both logarithms are nearly equal; with the differences of
   // logits e_i it is log(sum p exp(e)) - sum p e, and log1p and expm1 keep its second order.
   template <class T>
-  double kl(const T* old_y, const T* y) const {
+  double kl(const T* old_y, const T* y, const double* = nullptr) const {
     double kl = 0;
     for (std::size_t j = 0; j < sizes.size(); y += sizes[j], old_y += sizes[j++]) {
-      const double old_normalizer = detail::log_sum_exp(old_y, sizes[j]);
+      const double old_largest = detail::largest(old_y, sizes[j]);
       // A common shift of the logits changes nothing; take the first difference out.
       const double shift = static_cast<double>(y[0]) - static_cast<double>(old_y[0]);
-      double largest = 0, mean = 0, mean_expm1 = 0;
+      double largest = 0, total = 0, mean = 0, mean_expm1 = 0;
       for (Index i = 0; i < sizes[j]; ++i) {
         const double e = static_cast<double>(y[i]) - static_cast<double>(old_y[i]) - shift;
-        const double p = std::exp(static_cast<double>(old_y[i]) - old_normalizer);
+        const double weight = std::exp(static_cast<double>(old_y[i]) - old_largest);
         largest = std::max(largest, std::abs(e));
-        if (p > 0) mean += p * e;
-        mean_expm1 += p * std::expm1(e);
+        total += weight;
+        if (weight > 0) mean += weight * e;
+        mean_expm1 += weight * std::expm1(e);
       }
+      mean /= total;
       if (largest < 1) {
-        kl += std::log1p(mean_expm1) - mean;
+        kl += std::log1p(mean_expm1 / total) - mean;
       } else {
-        kl += detail::log_sum_exp(y, sizes[j]) - shift - old_normalizer - mean;
+        kl += detail::log_sum_exp(y, sizes[j]) - shift - old_largest - std::log(total) - mean;
       }
     }
     return kl;
   }
 
   template <class T>
-  void score(const T* y, const T* action, double scale, T* out) const {
+  void score(const T* y, const T* action, double scale, T* out, const double* = nullptr) const {
     for (std::size_t j = 0; j < sizes.size(); y += sizes[j], out += sizes[j++]) {
-      const double normalizer = detail::log_sum_exp(y, sizes[j]);
       const Index chosen = static_cast<Index>(action[j]);
-      for (Index i = 0; i < sizes[j]; ++i) {
-        const double p = std::exp(static_cast<double>(y[i]) - normalizer);
+      detail::softmax(y, sizes[j], [&](Index i, double p) {
         out[i] = static_cast<T>(scale * ((i == chosen ? 1.0 : 0.0) - p));
-      }
+      });
     }
   }
 
@@ -151,10 +184,7 @@ struct Categoricals {
   template <class T>
   void curvature(const T* y, T* s) const {
     for (std::size_t j = 0; j < sizes.size(); y += sizes[j], s += sizes[j++]) {
-      const double normalizer = detail::log_sum_exp(y, sizes[j]);
-      for (Index i = 0; i < sizes[j]; ++i) {
-        s[i] = static_cast<T>(std::exp(static_cast<double>(y[i]) - normalizer));
-      }
+      detail::softmax(y, sizes[j], [&](Index i, double p) { s[i] = static_cast<T>(p); });
     }
   }
 
@@ -194,15 +224,25 @@ struct DiagonalGaussian {
   Index parameter_size() const { return 2 * n; }
   Index action_size() const { return n; }
 
+  // 1 / sigma (n), then what the standard deviations alone add to the divergence (n).
+  Index shared_size() const { return state_dependent_std ? 0 : 2 * n; }
   template <class T>
-  double log_prob(const T* y, const T* action) const {
+  void share(const T* old_log_std, const T* log_std, double* shared) const {
+    if (state_dependent_std) return;
+    for (Index i = 0; i < n; ++i) {
+      shared[i] = inverse_std(log_std[i]);
+      shared[n + i] = divergence_of_std(old_log_std[i], log_std[i]);
+    }
+  }
+
+  template <class T>
+  double log_prob(const T* y, const T* action, const double* shared = nullptr) const {
     constexpr double half_log_two_pi = 0.91893853320467274178;
     double sum = 0;
     for (Index i = 0; i < n; ++i) {
-      const double log_std = static_cast<double>(y[n + i]);
-      const double z =
-          (static_cast<double>(action[i]) - static_cast<double>(y[i])) * std::exp(-log_std);
-      sum -= 0.5 * z * z + log_std + half_log_two_pi;
+      const double z = (static_cast<double>(action[i]) - static_cast<double>(y[i])) *
+                       (shared != nullptr ? shared[i] : inverse_std(y[n + i]));
+      sum -= 0.5 * z * z + static_cast<double>(y[n + i]) + half_log_two_pi;
     }
     return sum;
   }
@@ -216,24 +256,24 @@ struct DiagonalGaussian {
   }
 
   template <class T>
-  double kl(const T* old_y, const T* y) const {
+  double kl(const T* old_y, const T* y, const double* shared = nullptr) const {
     double kl = 0;
     for (Index i = 0; i < n; ++i) {
-      const double log_std = static_cast<double>(y[n + i]);
-      const double d = log_std - static_cast<double>(old_y[n + i]);
-      const double z =
-          (static_cast<double>(y[i]) - static_cast<double>(old_y[i])) * std::exp(-log_std);
-      kl += 0.5 * (std::expm1(-2 * d) + 2 * d + z * z);
+      const double z = (static_cast<double>(y[i]) - static_cast<double>(old_y[i])) *
+                       (shared != nullptr ? shared[i] : inverse_std(y[n + i]));
+      kl += 0.5 * z * z +
+            (shared != nullptr ? shared[n + i] : divergence_of_std(old_y[n + i], y[n + i]));
     }
     return kl;
   }
 
   template <class T>
-  void score(const T* y, const T* action, double scale, T* out) const {
+  void score(const T* y, const T* action, double scale, T* out,
+             const double* shared = nullptr) const {
     for (Index i = 0; i < n; ++i) {
-      const double inverse_std = std::exp(-static_cast<double>(y[n + i]));
-      const double z = (static_cast<double>(action[i]) - static_cast<double>(y[i])) * inverse_std;
-      out[i] = static_cast<T>(scale * z * inverse_std);
+      const double inverse = shared != nullptr ? shared[i] : inverse_std(y[n + i]);
+      const double z = (static_cast<double>(action[i]) - static_cast<double>(y[i])) * inverse;
+      out[i] = static_cast<T>(scale * z * inverse);
       out[n + i] = static_cast<T>(scale * (z * z - 1));
     }
   }
@@ -269,6 +309,18 @@ struct DiagonalGaussian {
     std::fill_n(out, 2 * n, T(0));
     out[column] = static_cast<T>(scale * std::sqrt(static_cast<double>(s[column])));
   }
+
+ private:
+  template <class T>
+  static double inverse_std(T log_std) {
+    return std::exp(-static_cast<double>(log_std));
+  }
+  // KL of two normal distributions of the same mean.
+  template <class T>
+  static double divergence_of_std(T old_log_std, T log_std) {
+    const double d = static_cast<double>(log_std) - static_cast<double>(old_log_std);
+    return 0.5 * (std::expm1(-2 * d) + 2 * d);
+  }
 };
 
 struct Bernoulli {
@@ -277,8 +329,12 @@ struct Bernoulli {
   Index parameter_size() const { return n; }
   Index action_size() const { return n; }
 
+  Index shared_size() const { return 0; }
   template <class T>
-  double log_prob(const T* y, const T* action) const {
+  void share(const T*, const T*, double*) const {}
+
+  template <class T>
+  double log_prob(const T* y, const T* action, const double* = nullptr) const {
     double sum = 0;
     for (Index i = 0; i < n; ++i) {
       const double logit = static_cast<double>(y[i]);
@@ -299,7 +355,7 @@ struct Bernoulli {
 
   // As for a softmax of the two logits (0, y).
   template <class T>
-  double kl(const T* old_y, const T* y) const {
+  double kl(const T* old_y, const T* y, const double* = nullptr) const {
     double kl = 0;
     for (Index i = 0; i < n; ++i) {
       const double old_logit = static_cast<double>(old_y[i]);
@@ -315,7 +371,7 @@ struct Bernoulli {
   }
 
   template <class T>
-  void score(const T* y, const T* action, double scale, T* out) const {
+  void score(const T* y, const T* action, double scale, T* out, const double* = nullptr) const {
     for (Index i = 0; i < n; ++i) {
       const double p = detail::sigmoid(static_cast<double>(y[i]));
       out[i] = static_cast<T>(scale * ((action[i] > T(0.5) ? 1.0 : 0.0) - p));

@@ -2,8 +2,13 @@
 
 #include <limits>
 
+#include "natgrad/parallel.hpp"
+
 namespace natgrad {
 namespace {
+
+// Rows of a task, where rows are worked on without the network.
+constexpr Index kTaskRows = 512;
 
 // Copies `in`, standardised if asked; constant advantages become exactly 0. True if all are 0.
 bool prepare_advantages(const double* in, Index count, bool normalize, double* out) {
@@ -48,17 +53,43 @@ void Surrogate<T>::attach(const Policy<T>& policy, const Batch<T>& batch,
 
   policy_.evaluate(policy, batch.observations);
   const Matrix<const T> y = policy_.network.outputs();
+  const double* shared = share(policy.parameters());
+  const int tasks = static_cast<int>((rows + kTaskRows - 1) / kTaskRows);
+  sums_.resize(2 * tasks);
   std::visit(
       [&](const auto& distribution) {
-        for (Index i = 0; i < rows; ++i) {
-          const double log_prob = distribution.log_prob(y.row(i), batch.actions.row(i));
-          log_probs_[i] = batch.log_probs != nullptr ? batch.log_probs[i] : log_prob;
-          ratios_[i] = std::exp(log_prob - log_probs_[i]);
-          value_ += ratios_[i] * advantages_[i] / n;
-          entropy_ += distribution.entropy(y.row(i)) / n;
-        }
+        parallel_for(tasks, [&](int task, int) {
+          double value = 0, entropy = 0;
+          const Index begin = task * kTaskRows, end = std::min(begin + kTaskRows, rows);
+          for (Index i = begin; i < end; ++i) {
+            const double log_prob = distribution.log_prob(y.row(i), batch.actions.row(i), shared);
+            log_probs_[i] = batch.log_probs != nullptr ? batch.log_probs[i] : log_prob;
+            ratios_[i] = std::exp(log_prob - log_probs_[i]);
+            value += ratios_[i] * advantages_[i];
+            entropy += distribution.entropy(y.row(i));
+          }
+          sums_[2 * task] = value;
+          sums_[2 * task + 1] = entropy;
+        });
       },
       policy.distribution());
+  for (int task = 0; task < tasks; ++task) {
+    value_ += sums_[2 * task] / n;
+    entropy_ += sums_[2 * task + 1] / n;
+  }
+}
+
+// What the rows of the policy at theta share, with the policy before the update as the old one.
+template <class T>
+const double* Surrogate<T>::share(const T* theta) {
+  const Index free = policy_.policy->network().free_offset();
+  return std::visit(
+      [&](const auto& distribution) -> const double* {
+        shared_.resize(distribution.shared_size());
+        distribution.share(policy_.policy->parameters() + free, theta + free, shared_.data());
+        return distribution.shared_size() > 0 ? shared_.data() : nullptr;
+      },
+      policy_.policy->distribution());
 }
 
 // grad L = (1/N) sum_n ratio_n A_n grad log pi(a_n | s_n)                                  (eq. 11)
@@ -66,6 +97,7 @@ template <class T>
 double Surrogate<T>::gradient(double* g) {
   const Matrix<const T> y = policy_.network.outputs();
   magnitudes_.resize(y.rows);
+  const double* shared = share(policy_.policy->parameters());
   std::visit(
       [&](const auto& distribution) {
         policy_.network.sweep(
@@ -75,7 +107,7 @@ double Surrogate<T>::gradient(double* g) {
                 const Index i = first + r;
                 distribution.score(y.row(i), batch_.actions.row(i),
                                    ratios_[i] * advantages_[i] / static_cast<double>(y.rows),
-                                   d.row(r));
+                                   d.row(r), shared);
                 double squared = 0;
                 for (Index k = 0; k < d.columns; ++k) {
                   squared += static_cast<double>(d.row(r)[k]) * static_cast<double>(d.row(r)[k]);
@@ -100,15 +132,16 @@ Candidate Surrogate<T>::evaluate(const T* theta) {
   const int shards = policy_.network.shards();
   sums_.resize(2 * shards);
   sums_.fill_zero();
+  const double* shared = share(theta);
   std::visit(
       [&](const auto& distribution) {
         policy_.network.evaluate_at(candidate_, [&](Index first, Matrix<const T> y, int shard) {
           double gain = 0, kl = 0;
           for (Index r = 0; r < y.rows; ++r) {
             const Index i = first + r;
-            const double log_prob = distribution.log_prob(y.row(r), batch_.actions.row(i));
+            const double log_prob = distribution.log_prob(y.row(r), batch_.actions.row(i), shared);
             gain += (std::exp(log_prob - log_probs_[i]) - ratios_[i]) * advantages_[i];
-            kl += distribution.kl(old_y.row(i), y.row(r));
+            kl += distribution.kl(old_y.row(i), y.row(r), shared);
           }
           sums_[2 * shard] += gain;
           sums_[2 * shard + 1] += kl;

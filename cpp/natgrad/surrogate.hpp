@@ -30,6 +30,8 @@ class Surrogate {
   LinearizedPolicy<T>* linearization() { return &policy_; }
 
  private:
+  const double* share(const T* theta);
+
   LinearizedPolicy<T> policy_;
   Batch<T> batch_;
   PackedLayers<T> candidate_;
@@ -37,7 +39,8 @@ class Surrogate {
   Buffer<double> log_probs_;   // (N) of the behaviour policy
   Buffer<double> ratios_;      // (N) at the current parameters
   Buffer<double> magnitudes_;  // (N) of the terms of the gradient, at the outputs
-  Buffer<double> sums_;        // (shards, 2): L and KL of a candidate
+  Buffer<double> sums_;        // (tasks, 2): L and entropy, or (shards, 2): L and KL of a candidate
+  Buffer<double> shared_;      // what the rows of the policy last looked at share
   double value_ = 0, entropy_ = 0;
   bool zero_ = false;
 };
