@@ -106,14 +106,14 @@ struct Categoricals {
     double entropy = 0;
     for (std::size_t j = 0; j < sizes.size(); y += sizes[j++]) {
       const double largest = detail::largest(y, sizes[j]);
-      double total = 0, weighted = 0;
+      double mass = 0, weighted = 0;
       for (Index i = 0; i < sizes[j]; ++i) {
         const double z = static_cast<double>(y[i]) - largest;
         const double weight = std::exp(z);
-        total += weight;
+        mass += weight;
         if (weight > 0) weighted += weight * z;
       }
-      entropy += std::log(total) - weighted / total;
+      entropy += std::log(mass) - weighted / mass;
     }
     return entropy;
   }
@@ -127,20 +127,20 @@ struct Categoricals {
       const double old_largest = detail::largest(old_y, sizes[j]);
       // A common shift of the logits changes nothing; take the first difference out.
       const double shift = static_cast<double>(y[0]) - static_cast<double>(old_y[0]);
-      double largest = 0, total = 0, mean = 0, mean_expm1 = 0;
+      double largest = 0, mass = 0, mean = 0, mean_expm1 = 0;
       for (Index i = 0; i < sizes[j]; ++i) {
         const double e = static_cast<double>(y[i]) - static_cast<double>(old_y[i]) - shift;
         const double weight = std::exp(static_cast<double>(old_y[i]) - old_largest);
         largest = std::max(largest, std::abs(e));
-        total += weight;
+        mass += weight;
         if (weight > 0) mean += weight * e;
         mean_expm1 += weight * std::expm1(e);
       }
-      mean /= total;
+      mean /= mass;
       if (largest < 1) {
-        kl += std::log1p(mean_expm1 / total) - mean;
+        kl += std::log1p(mean_expm1 / mass) - mean;
       } else {
-        kl += detail::log_sum_exp(y, sizes[j]) - shift - old_largest - std::log(total) - mean;
+        kl += detail::log_sum_exp(y, sizes[j]) - shift - old_largest - std::log(mass) - mean;
       }
     }
     return kl;
