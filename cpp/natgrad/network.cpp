@@ -211,7 +211,7 @@ constexpr Index kLargeShardRows = 512;
 constexpr Index kLargeGradient = 256 << 10;  // bytes
 constexpr Index kMaxShards = 32;
 // Rows of a tile: what it needs of all layers stays in the second-level cache.
-constexpr Index kTileRows = 144;
+constexpr Index kTileRows = 120;
 // Rows of shards and tiles come in whole register blocks: a multiple of the kernels' block heights.
 constexpr Index kBlockRows = 12;
 }  // namespace
