@@ -5,22 +5,31 @@
 
 namespace natgrad {
 
-double dot(const double* x, const double* y, Index n) {
-  constexpr Index kStrands = 8;  // independent sums, so that the compiler may use vectors
+namespace {
+
+// sum_i term(i), in independent sums so that the compiler may use vectors.
+template <class Term>
+double sum(Index n, Term term) {
+  constexpr Index kStrands = 8;
   double sums[kStrands] = {};
   Index i = 0;
   for (; i + kStrands <= n; i += kStrands) {
-    for (Index j = 0; j < kStrands; ++j) sums[j] += x[i + j] * y[i + j];
+    for (Index j = 0; j < kStrands; ++j) sums[j] += term(i + j);
   }
-  for (Index j = 0; i < n; ++i, ++j) sums[j] += x[i] * y[i];
+  for (Index j = 0; i < n; ++i, ++j) sums[j] += term(i);
   return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+}
+
+}  // namespace
+
+double dot(const double* x, const double* y, Index n) {
+  return sum(n, [=](Index i) { return x[i] * y[i]; });
 }
 
 namespace {
 
-// The norm without overflow or underflow of the squares.
-double norm(const double* x, Index n) {
-  const double squared = dot(x, x, n);
+// The norm of x, given x'x, without overflow or underflow of the squares.
+double norm(const double* x, Index n, double squared) {
   if (squared > 1e-280 && squared < 1e280) return std::sqrt(squared);
   double largest = 0;
   for (Index i = 0; i < n; ++i) {
@@ -47,30 +56,31 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
   double* q = scratch->q.data();
 
   CgSummary summary;
-  summary.rhs_norm = norm(b, n);
+  summary.rhs_norm = norm(b, n, dot(b, b, n));
   if (summary.rhs_norm == 0) {
     std::fill_n(x, n, 0.0);
     return summary;
   }
 
-  const auto damped_product = [&](const double* v, double* out) {
-    a(v, out);
-    if (options.damping != 0) {
-      for (Index i = 0; i < n; ++i) out[i] += options.damping * v[i];
-    }
-  };
+  // The vectors leave the first-level cache, so each is passed over as seldom as possible.
+  const double damping = options.damping;
+  double squared_residual = 0;
   const auto exact_residual = [&] {
-    damped_product(x, q);
-    for (Index i = 0; i < n; ++i) r[i] = b[i] - q[i];
+    a(x, q);
+    squared_residual = sum(n, [=](Index i) {
+      r[i] = b[i] - (q[i] + damping * x[i]);
+      return r[i] * r[i];
+    });
   };
 
   // r = b - (A + damping I) x; no product for the usual start at 0.
   if (std::all_of(x, x + n, [](double value) { return value == 0; })) {
     std::copy_n(b, n, r);
+    squared_residual = dot(r, r, n);
   } else {
     exact_residual();
   }
-  summary.residual_norm = norm(r, n);
+  summary.residual_norm = norm(r, n, squared_residual);
   // A residual below the last bit of the last bit of b is zero: double has no more to give.
   const double tolerance = std::max(std::max(options.rtol, 1e-32) * summary.rhs_norm, options.atol);
 
@@ -86,7 +96,7 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
     // z = M^-1 r, and the next direction p = z + beta p.
     if (preconditioner != nullptr) (*preconditioner)(r, z);
     const double previous = rho;
-    rho = dot(r, z, n);
+    rho = preconditioner != nullptr ? dot(r, z, n) : squared_residual;
     if (!(rho > 0) || !std::isfinite(rho)) {  // M is not positive definite, or r is not finite
       summary.status = CgStatus::INDEFINITE;
       summary.curvature = rho;
@@ -100,24 +110,31 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
     }
 
     // The step along p: alpha = r'z / p'(A + damping I)p.
-    damped_product(p, q);
-    summary.curvature = dot(p, q, n);
+    a(p, q);
+    summary.curvature = sum(n, [=](Index i) {
+      q[i] += damping * p[i];
+      return p[i] * q[i];
+    });
     const double alpha = rho / summary.curvature;
     if (!(summary.curvature > 0) || !std::isfinite(summary.curvature) || !std::isfinite(alpha)) {
       summary.status = CgStatus::INDEFINITE;
       break;
     }
-    for (Index i = 0; i < n; ++i) x[i] += alpha * p[i];
     ++summary.iterations;
     if (options.residual_replacement > 0 &&
         summary.iterations % options.residual_replacement == 0) {
+      for (Index i = 0; i < n; ++i) x[i] += alpha * p[i];
       exact_residual();
     } else {
-      for (Index i = 0; i < n; ++i) r[i] -= alpha * q[i];
+      squared_residual = sum(n, [=](Index i) {
+        x[i] += alpha * p[i];
+        r[i] -= alpha * q[i];
+        return r[i] * r[i];
+      });
     }
-    summary.residual_norm = norm(r, n);
+    summary.residual_norm = norm(r, n, squared_residual);
   }
-  summary.quadratic_form = dot(x, b, n) - dot(x, r, n) - options.damping * dot(x, x, n);
+  summary.quadratic_form = dot(x, b, n) - dot(x, r, n) - damping * dot(x, x, n);
   return summary;
 }
 

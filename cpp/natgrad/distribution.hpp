@@ -182,7 +182,7 @@ struct Categoricals {
   }
 
   template <class T>
-  void curvature(const T* y, T* s) const {
+  void curvature(const T* y, T* s, const double* = nullptr) const {
     for (std::size_t j = 0; j < sizes.size(); y += sizes[j], s += sizes[j++]) {
       detail::softmax(y, sizes[j], [&](Index i, double p) { s[i] = static_cast<T>(p); });
     }
@@ -292,9 +292,10 @@ struct DiagonalGaussian {
   }
 
   template <class T>
-  void curvature(const T* y, T* s) const {
+  void curvature(const T* y, T* s, const double* shared = nullptr) const {
     for (Index i = 0; i < n; ++i) {
-      s[i] = static_cast<T>(std::exp(-2 * static_cast<double>(y[n + i])));
+      const double inverse = shared != nullptr ? shared[i] : inverse_std(y[n + i]);
+      s[i] = static_cast<T>(inverse * inverse);
       s[n + i] = T(2);
     }
   }
@@ -391,7 +392,7 @@ struct Bernoulli {
   }
 
   template <class T>
-  void curvature(const T* y, T* s) const {
+  void curvature(const T* y, T* s, const double* = nullptr) const {
     for (Index i = 0; i < n; ++i) {
       const double logit = static_cast<double>(y[i]);
       s[i] = static_cast<T>(detail::sigmoid(logit) * detail::sigmoid(-logit));

@@ -22,13 +22,17 @@ void Fisher<T>::attach(LinearizedPolicy<T>* policy, FisherKind kind, Matrix<cons
   weights_.resize(y.rows);
   std::visit(
       [&](const auto& distribution) {
+        const T* free = y.row(0) + policy->policy->network().spec().outputs;
+        shared_.resize(distribution.shared_size());
+        distribution.share(free, free, shared_.data());
+        const double* shared = shared_.size() > 0 ? shared_.data() : nullptr;
         for (Index n = 0; n < y.rows; ++n) {
           weights_[n] = (weights != nullptr ? weights[n] : 1.0) / static_cast<double>(y.rows);
           T* state = state_.data() + n * y.columns;
           if (kind == FisherKind::exact) {
-            distribution.curvature(y.row(n), state);
+            distribution.curvature(y.row(n), state, shared);
           } else {
-            distribution.score(y.row(n), actions.row(n), 1.0, state);
+            distribution.score(y.row(n), actions.row(n), 1.0, state, shared);
           }
         }
       },

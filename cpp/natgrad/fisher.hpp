@@ -58,6 +58,7 @@ class Fisher {
   FisherKind kind_ = FisherKind::exact;
   Buffer<T> state_;         // (N, K): curvature of the distribution, or scores
   Buffer<double> weights_;  // (N): w_n / N
+  Buffer<double> shared_;   // what all rows of the distribution share
 };
 
 }  // namespace natgrad
