@@ -143,10 +143,10 @@ struct Activate {
 
 // --- multiply ------------------------------------------------------------------------------------
 
-// Depth of one pass over a panel: kDepth * kPanelBytes = 32 KiB of B stay in the first-level cache
-// while all rows of the tile go by. Deeper products take several passes and keep their partial sums
-// in C.
-constexpr Index kDepth = 96;
+// Greatest depth of one pass over a panel: kDepth * kPanelBytes = 28 KiB of B stay in the first-level
+// cache while all rows of the tile go by. Deeper products take several equal passes and keep their
+// partial sums in C.
+constexpr Index kDepth = 112;
 
 // Memory that comes next, fetched into the first-level cache a few lines at a time between blocks: a
 // panel of weights from beyond the second level would otherwise cost as much as its products. (To GCC
@@ -289,8 +289,9 @@ template <class T>
 void multiply(const Multiply<T>& p) {
   constexpr Index panel_width = kPanelBytes / sizeof(T);
   const Index depth = p.k + p.k2;
-  for (Index begin = 0; begin < depth; begin += kDepth) {
-    const Index end = begin + kDepth < depth ? begin + kDepth : depth;
+  const Index passes = (depth + kDepth - 1) / kDepth;
+  for (Index pass = 0; pass < passes; ++pass) {
+    const Index begin = depth * pass / passes, end = depth * (pass + 1) / passes;
     const bool first = begin == 0, last = end == depth;
     for (Index panel = 0; panel < p.n; panel += panel_width) {
       const Index width = p.n - panel < panel_width ? p.n - panel : panel_width;
