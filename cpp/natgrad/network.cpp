@@ -210,6 +210,8 @@ constexpr Index kShardRows = 256;
 constexpr Index kLargeShardRows = 512;
 constexpr Index kLargeGradient = 256 << 10;  // bytes
 constexpr Index kMaxShards = 32;
+constexpr Index kLargeReduction = 1 << 20;  // bytes of all shards, from which threads share the sum
+constexpr int kReductionBands = 16;
 // Rows of a tile: what it needs of all layers stays in the second-level cache.
 constexpr Index kTileRows = 120;
 // Rows of shards and tiles come in whole register blocks: a multiple of the kernels' block heights.
@@ -247,6 +249,7 @@ const Buffer<T>& Linearization<T>::cached(std::size_t layer) const {
 template <class T>
 void Linearization<T>::provide_workers() {
   workers_.resize(std::max(workers_.size(), static_cast<std::size_t>(num_threads())));
+  reduced_.resize(static_cast<Index>(workers_.size()) * widest_);
   for (Worker& worker : workers_) {
     for (Buffer<T>* buffer : {&worker.ping, &worker.pong, &worker.outputs, &worker.cotangent}) {
       buffer->resize(tile_rows_ * widest_);
@@ -308,7 +311,6 @@ void Linearization<T>::evaluate(const Network<T>& network, const PackedLayers<T>
   accumulator_size_ = offset;
   const Index stride = leading_dimension<T>(network.output_columns());
   outputs_.resize(rows_ * stride);
-  reduced_.resize(widest_);
 
   for_each_tile([&](Index first, Index rows, int, Worker* worker) {
     Matrix<T> h{activations_[0].data(), rows_, layers[0].in, leading_dimension<T>(layers[0].in)};
@@ -513,7 +515,8 @@ void Linearization<T>::sweep(const double* direction,
   reduce(gradient);
 }
 
-// Sums the shards' gradients in their order, into the flat layout of theta.
+// Sums the shards' gradients in their order, into the flat layout of theta. Large gradients are cut
+// into bands of rows for the threads: each sum is made by one of them, in the same order.
 template <class T>
 void Linearization<T>::reduce(double* gradient) {
   const auto sum = [&](Index offset, Index count, double* out) {
@@ -521,22 +524,27 @@ void Linearization<T>::reduce(double* gradient) {
                                    out);
   };
   const std::vector<Layer>& layers = network_->layers();
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    const auto [in, out, weight, bias] = layers[l];
-    const GradientBlock& block = gradient_blocks_[l];
-    if (block.transposed) {
-      for (Index i = 0; i < in; ++i) {
-        sum(block.offset + i * block.stride, out, reduced_.data());
-        for (Index o = 0; o < out; ++o) gradient[weight + o * in + i] = reduced_[o];
+  const Index bytes = shards_ * accumulator_size_ * static_cast<Index>(sizeof(T));
+  const int bands = bytes > kLargeReduction ? kReductionBands : 1;
+  parallel_for(bands, [&](int band, int worker) {
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      const auto [in, out, weight, bias] = layers[l];
+      const GradientBlock& block = gradient_blocks_[l];
+      const Index rows = block.transposed ? in : out;
+      double* row = reduced_.data() + worker * widest_;
+      for (Index r = rows * band / bands; r < rows * (band + 1) / bands; ++r) {
+        if (block.transposed) {
+          sum(block.offset + r * block.stride, out, row);
+          for (Index o = 0; o < out; ++o) gradient[weight + o * in + r] = row[o];
+        } else {
+          sum(block.offset + r * block.stride, in, gradient + weight + r * in);
+        }
       }
-    } else {
-      for (Index o = 0; o < out; ++o) {
-        sum(block.offset + o * block.stride, in, gradient + weight + o * in);
-      }
+      if (band > 0) continue;
+      const bool last = l + 1 == layers.size();
+      sum(block.bias, last ? network_->output_columns() : out, gradient + bias);
     }
-    const bool last = l + 1 == layers.size();
-    sum(block.bias, last ? network_->output_columns() : out, gradient + bias);
-  }
+  });
 }
 
 template <class T>

@@ -149,7 +149,7 @@ class Linearization {
   std::vector<Buffer<T>> slopes_;       // act'(z_1) .. act'(z_{L-1}), silu and gelu only
   Buffer<T> outputs_;
   Buffer<T> accumulators_;  // (shards, accumulator_size_)
-  Buffer<double> reduced_;  // one row of a transposed g_W
+  Buffer<double> reduced_;  // (workers, widest_): a row of a transposed g_W
   // Of g_W within an accumulator; g_b follows it, and the free outputs' gradient the last g_b. g_W is
   // kept as (out, in) or, where that pads less, as (in, out).
   struct GradientBlock {
