@@ -175,19 +175,25 @@ not finite, and TypeError for a dtype that is not numeric.)")
           [](const PyDistribution& self, py::handle given) {
             const auto outputs = outputs_of(self, given, "outputs");
             const Index k = outputs.columns;
+            const Index rank =
+                std::visit([](const auto& d) { return d.fisher_rank(); }, self.distribution);
             std::vector<double> s(static_cast<std::size_t>(k)), column(s.size());
-            auto flat = per_row_vector(self, outputs, k * k,
-                                       [&](const auto& d, const double* y, Index, double* out) {
-                                         d.curvature(y, s.data());
-                                         for (Index j = 0; j < k; ++j) {
-                                           d.fisher_sqrt_column(s.data(), j, 1.0, column.data());
-                                           for (Index i = 0; i < k; ++i)
-                                             out[i * k + j] = column[static_cast<std::size_t>(i)];
-                                         }
-                                       });
-            return flat.reshape({outputs.count, k, k});
+            auto flat = per_row_vector(
+                self, outputs, k * rank, [&](const auto& d, const double* y, Index, double* out) {
+                  d.curvature(y, s.data());
+                  for (Index j = 0; j < rank; ++j) {
+                    d.fisher_root_column(s.data(), j, 1.0, column.data());
+                    for (Index i = 0; i < k; ++i) {
+                      out[i * rank + j] = column[static_cast<std::size_t>(i)];
+                    }
+                  }
+                });
+            return flat.reshape({outputs.count, k, rank});
           },
-          py::arg("outputs"), "(N, K, K) square roots Q of the Fisher information: M = Q Q'.");
+          py::arg("outputs"),
+          "(N, K, rank) roots Q of the Fisher information: M = Q Q'. The rank is K, less one for "
+          "each "
+          "categorical variable.");
 
   py::class_<PyCategorical, PyDistribution>(
       m, "Categorical", py::is_final(),

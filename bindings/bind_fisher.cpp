@@ -6,8 +6,8 @@ void bind_fisher(py::module_& m) {
   py::class_<PyFisher>(m, "Fisher",
                        R"(The Fisher information of a policy on a batch, as an operator.
 
-F = (1/N) sum_n w_n J_n' M_n J_n + damping I (eq. 10): exact, by one forward-mode and one reverse-mode
-pass per product; no automatic differentiation and no matrix. A linear operator in SciPy's sense
+F = (1/N) sum_n w_n J_n' M_n J_n + damping I (eq. 10): exact, by passes over the batch; no automatic
+differentiation and no matrix. A linear operator in SciPy's sense
 (shape, dtype, matvec, @), accepted by scipy.sparse.linalg as it is.
 
 Parameters
@@ -24,25 +24,33 @@ weights : (N,) >= 0, optional
 fraction : float, 0 < fraction <= 1
     Use that part of the observations, evenly spaced: row floor(i N / m) for i < m = round(fraction N).
 
+method : {'auto', 'passes', 'adjoints'}
+    How products are made: 'passes' by one forward-mode and one reverse-mode pass (eq. 12, 13),
+    'adjoints' by adjoints cached at the first product (eq. 18, 19), rank x N x widths numbers; 'auto'
+    by what a cost model says is faster for max_iterations of conjugate_gradient or the k products of
+    F @ V; a single F @ v by passes. Linear Gaussian policies then have a small matrix (eq. 20). The
+    results differ by rounding.
+
 Raises ValueError or TypeError for bad arrays or options.)")
       .def(py::init([](const PyPolicy& policy, py::handle observations, double damping,
                        const std::string& kind, py::handle actions, py::handle weights,
-                       double fraction) {
+                       double fraction, const std::string& method) {
              non_negative(damping, "damping");
              const FisherKind fisher_kind = fisher_kind_named(kind, "kind");
              fraction_of(fraction, "fraction");
+             const FisherMethod fisher_method = fisher_method_named(method, "method");
              return std::visit(
                  [&](const auto& pointer) {
                    if (!pointer) not_initialized();
                    using T = scalar_of<decltype(*pointer)>;
                    return PyFisher::make<T>(pointer, observations, damping, fisher_kind, actions,
-                                            weights, fraction);
+                                            weights, fraction, fisher_method);
                  },
                  policy.model);
            }),
            py::arg("policy"), py::arg("observations"), py::arg("damping") = 0.0,
            py::arg("kind") = "exact", py::arg("actions") = py::none(),
-           py::arg("weights") = py::none(), py::arg("fraction") = 1.0)
+           py::arg("weights") = py::none(), py::arg("fraction") = 1.0, py::arg("method") = "auto")
       .def_property_readonly(
           "shape", [](const PyFisher& self) { return std::make_pair(self.size(), self.size()); },
           "(P, P).")

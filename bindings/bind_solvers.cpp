@@ -50,14 +50,16 @@ struct OperatorFromPython {
   bool compiled = false;
 };
 
-OperatorFromPython make_operator(py::handle a, Index n, const std::string& name) {
+// `products` is how many may be asked for.
+OperatorFromPython make_operator(py::handle a, Index n, const std::string& name, int products) {
   if (py::isinstance<PyFisher>(a)) {
     auto& fisher = a.cast<PyFisher&>();
     if (fisher.size() != n) {
       wrong_value(name, "want shape (" + std::to_string(n) + ", " + std::to_string(n) +
                             ") to match b, got a Fisher with P = " + std::to_string(fisher.size()));
     }
-    return {[&fisher](const double* x, double* y) { fisher.product(x, y); }, true};
+    return {[&fisher, products](const double* x, double* y) { fisher.product(x, y, products); },
+            true};
   }
   // Foreign operators are given a copy of the vector: they may keep it.
   const auto from_callable = [n, name](py::object call) -> OperatorFromPython {
@@ -113,9 +115,11 @@ CgResult solve(py::handle a, py::handle given_b, py::handle given_x0, double dam
     const auto x0 = vector_of<double>(given_x0, "x0", n);
     std::copy_n(x0.data(), n, x);
   }
-  const OperatorFromPython op = make_operator(a, n, "A");
+  const OperatorFromPython op = make_operator(a, n, "A", options.max_iterations);
   std::optional<OperatorFromPython> inverse;
-  if (!preconditioner.is_none()) inverse = make_operator(preconditioner, n, "preconditioner");
+  if (!preconditioner.is_none()) {
+    inverse = make_operator(preconditioner, n, "preconditioner", options.max_iterations);
+  }
 
   CgScratch scratch;
   const LinearOperator product(op.apply);

@@ -14,6 +14,13 @@ inline FisherKind fisher_kind_named(const std::string& kind, const std::string& 
   wrong_value(name, "want exact or empirical, got '" + kind + "'");
 }
 
+inline FisherMethod fisher_method_named(const std::string& method, const std::string& name) {
+  if (method == "auto") return FisherMethod::automatic;
+  if (method == "passes") return FisherMethod::passes;
+  if (method == "adjoints") return FisherMethod::adjoints;
+  wrong_value(name, "want auto, passes or adjoints, got '" + method + "'");
+}
+
 inline double fraction_of(double fraction, const std::string& name) {
   return number(fraction, name, fraction > 0 && fraction <= 1, "a number > 0 and <= 1");
 }
@@ -45,7 +52,8 @@ class PyFisher : public ZeroedUntilConstructed {
   template <class T>
   static std::unique_ptr<PyFisher> make(std::shared_ptr<Policy<T>> policy, py::handle observations,
                                         double damping, FisherKind kind, py::handle given_actions,
-                                        py::handle given_weights, double fraction) {
+                                        py::handle given_weights, double fraction,
+                                        FisherMethod method) {
     const auto rows =
         rows_of<T>(observations, "observations", policy->network().spec().inputs, false, false);
     const Index width = action_size(policy->distribution());
@@ -87,6 +95,7 @@ class PyFisher : public ZeroedUntilConstructed {
       typed->linearization.evaluate(*typed->keep, batch);
       typed->fisher.attach(&typed->linearization, kind, taken, w);
       typed->fisher.damping = damping;
+      typed->fisher.method = method;
     }
     result->typed_ = std::move(typed);
     return result;
@@ -99,10 +108,10 @@ class PyFisher : public ZeroedUntilConstructed {
     return visit([](const auto& t) { return t.fisher.damping; });
   }
 
-  // Without the GIL. The solvers call this directly.
-  void product(const double* v, double* out) {
+  // Without the GIL. The solvers call this directly, and say how many products they may ask for.
+  void product(const double* v, double* out, int series) {
     const std::lock_guard lock(mutex_);
-    visit([&](auto& t) { t.fisher.product(v, out); });
+    visit([&](auto& t) { t.fisher.product(v, out, series); });
   }
 
   py::array_t<double> matvec(py::handle given) {
@@ -113,7 +122,7 @@ class PyFisher : public ZeroedUntilConstructed {
     double* to = out.mutable_data();
     {
       const py::gil_scoped_release release;  // plain memory from here on
-      product(v.data(), to);
+      product(v.data(), to, 1);
     }
     return column ? py::array_t<double>(out.reshape({size(), Index{1}})) : out;
   }
@@ -130,8 +139,9 @@ class PyFisher : public ZeroedUntilConstructed {
     double* to = out.mutable_data();
     {
       const py::gil_scoped_release release;  // plain memory from here on
+      const int series = static_cast<int>(std::min<Index>(columns.shape(0), 1 << 20));
       for (Index j = 0; j < columns.shape(0); ++j) {
-        product(columns.data() + j * size(), to + j * size());
+        product(columns.data() + j * size(), to + j * size(), series);
       }
     }
     return py::array_t<double>(py::object(out.attr("T")));

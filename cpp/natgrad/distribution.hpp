@@ -14,8 +14,8 @@
 // `shared` is what all rows have in common, so that no row computes it again: share() fills it from
 // the free parameters (policy.hpp) of the old and of the current policy. Null where there is none.
 //
-// M has a square root Q (K, K), Q Q' = M: diag(sqrt(s)) where M is diagonal, and
-// diag(q) (I - q q') with q = sqrt(p) for a softmax, because I - q q' is a projection.
+// M has a root Q (K, rank), Q Q' = M: diag(sqrt(s)) where M is diagonal, and for a softmax
+// columns of diag(q) H with q = sqrt(p) and a reflection H, see fisher_root_column.
 #pragma once
 
 #include <algorithm>
@@ -85,6 +85,7 @@ struct Categoricals {
 
   Index parameter_size() const { return total; }
   Index action_size() const { return static_cast<Index>(sizes.size()); }
+  Index fisher_rank() const { return total - action_size(); }
 
   Index shared_size() const { return 0; }
   template <class T>
@@ -201,16 +202,21 @@ struct Categoricals {
     }
   }
 
+  // I - q q' = H (I - e e') H with e the last unit vector and H the reflection that takes q to -e,
+  // so every column of diag(q) H but the last, one less than there are categories.
   template <class T>
-  void fisher_sqrt_column(const T* s, Index column, double scale, T* out) const {
+  void fisher_root_column(const T* s, Index column, double scale, T* out) const {
     std::fill_n(out, total, T(0));
     for (std::size_t j = 0; j < sizes.size();
-         s += sizes[j], out += sizes[j], column -= sizes[j++]) {
-      if (column >= sizes[j]) continue;
-      const double q = std::sqrt(static_cast<double>(s[column]));
-      for (Index i = 0; i < sizes[j]; ++i) {
-        const double root = std::sqrt(static_cast<double>(s[i]));
-        out[i] = static_cast<T>(scale * root * ((i == column ? 1.0 : 0.0) - root * q));
+         s += sizes[j], out += sizes[j], column -= sizes[j++] - 1) {
+      const Index last = sizes[j] - 1;
+      if (column >= last) continue;
+      const double q_last = std::sqrt(static_cast<double>(s[last]));
+      const double along = std::sqrt(static_cast<double>(s[column])) / (1 + q_last);
+      for (Index i = 0; i <= last; ++i) {
+        const double q = std::sqrt(static_cast<double>(s[i]));
+        const double normal = i == last ? q + 1 : q;
+        out[i] = static_cast<T>(scale * q * ((i == column ? 1.0 : 0.0) - normal * along));
       }
       return;
     }
@@ -223,6 +229,7 @@ struct DiagonalGaussian {
 
   Index parameter_size() const { return 2 * n; }
   Index action_size() const { return n; }
+  Index fisher_rank() const { return 2 * n; }
 
   // 1 / sigma (n), then what the standard deviations alone add to the divergence (n).
   Index shared_size() const { return state_dependent_std ? 0 : 2 * n; }
@@ -306,7 +313,7 @@ struct DiagonalGaussian {
   }
 
   template <class T>
-  void fisher_sqrt_column(const T* s, Index column, double scale, T* out) const {
+  void fisher_root_column(const T* s, Index column, double scale, T* out) const {
     std::fill_n(out, 2 * n, T(0));
     out[column] = static_cast<T>(scale * std::sqrt(static_cast<double>(s[column])));
   }
@@ -329,6 +336,7 @@ struct Bernoulli {
 
   Index parameter_size() const { return n; }
   Index action_size() const { return n; }
+  Index fisher_rank() const { return n; }
 
   Index shared_size() const { return 0; }
   template <class T>
@@ -405,7 +413,7 @@ struct Bernoulli {
   }
 
   template <class T>
-  void fisher_sqrt_column(const T* s, Index column, double scale, T* out) const {
+  void fisher_root_column(const T* s, Index column, double scale, T* out) const {
     std::fill_n(out, n, T(0));
     out[column] = static_cast<T>(scale * std::sqrt(static_cast<double>(s[column])));
   }

@@ -13,34 +13,104 @@ constexpr Index kChunkRows = 256;
 }  // namespace
 
 template <class T>
+template <class D>
+const double* Fisher<T>::share(const D& distribution) {
+  if (distribution.shared_size() == 0) return nullptr;
+  const T* free = policy_->network.outputs().row(0) + policy_->policy->network().spec().outputs;
+  shared_.resize(distribution.shared_size());
+  distribution.share(free, free, shared_.data());
+  return shared_.data();
+}
+
+template <class T>
 void Fisher<T>::attach(LinearizedPolicy<T>* policy, FisherKind kind, Matrix<const T> actions,
                        const double* weights) {
   policy_ = policy;
   kind_ = kind;
+  has_state_ = has_gram_ = false;
+  uniform_ = weights == nullptr;
+  const Index rows = policy->network.rows();
+  weights_.resize(rows);
+  for (Index n = 0; n < rows; ++n) {
+    weights_[n] = (weights != nullptr ? weights[n] : 1.0) / static_cast<double>(rows);
+  }
+  if (kind == FisherKind::exact) return;  // see provide_state
   const Matrix<const T> y = policy->network.outputs();
   state_.resize(y.rows * y.columns);
-  weights_.resize(y.rows);
   std::visit(
       [&](const auto& distribution) {
-        const T* free = y.row(0) + policy->policy->network().spec().outputs;
-        shared_.resize(distribution.shared_size());
-        distribution.share(free, free, shared_.data());
-        const double* shared = shared_.size() > 0 ? shared_.data() : nullptr;
+        const double* shared = share(distribution);
         for (Index n = 0; n < y.rows; ++n) {
-          weights_[n] = (weights != nullptr ? weights[n] : 1.0) / static_cast<double>(y.rows);
-          T* state = state_.data() + n * y.columns;
-          if (kind == FisherKind::exact) {
-            distribution.curvature(y.row(n), state, shared);
-          } else {
-            distribution.score(y.row(n), actions.row(n), 1.0, state, shared);
-          }
+          distribution.score(y.row(n), actions.row(n), 1.0, state_.data() + n * y.columns, shared);
         }
       },
       policy->policy->distribution());
+  has_state_ = true;
+}
+
+// The curvature of each row, which a closed form does without.
+template <class T>
+void Fisher<T>::provide_state() {
+  if (has_state_) return;
+  const Matrix<const T> y = policy_->network.outputs();
+  state_.resize(y.rows * y.columns);
+  std::visit(
+      [&](const auto& distribution) {
+        const double* shared = share(distribution);
+        for (Index n = 0; n < y.rows; ++n) {
+          distribution.curvature(y.row(n), state_.data() + n * y.columns, shared);
+        }
+      },
+      policy_->policy->distribution());
+  has_state_ = true;
 }
 
 template <class T>
-void Fisher<T>::product(const double* v, double* out) {
+bool Fisher<T>::is_linear_gaussian() const {
+  return method == FisherMethod::automatic && kind_ == FisherKind::exact &&
+         LinearGaussian<T>::applies(*policy_->policy);
+}
+
+template <class T>
+void Fisher<T>::provide_gram() {
+  if (!has_gram_) linear_.attach(policy_, weights_.data(), uniform_);
+  has_gram_ = true;
+}
+
+template <class T>
+bool Fisher<T>::solve(const double* b, double more_damping, int series, double* x) {
+  if (!is_linear_gaussian() ||
+      !LinearGaussian<T>::pays(*policy_->policy, policy_->network.rows(), series, true)) {
+    return false;
+  }
+  provide_gram();
+  linear_.solve(b, damping + more_damping, x);
+  return std::all_of(x, x + size(), [](double value) { return std::isfinite(value); });
+}
+
+template <class T>
+void Fisher<T>::product(const double* v, double* out, int series) {
+  if (is_linear_gaussian() &&
+      LinearGaussian<T>::pays(*policy_->policy, policy_->network.rows(), series, false)) {
+    provide_gram();
+    linear_.product(v, out);
+  } else if (method == FisherMethod::adjoints ||
+             (method == FisherMethod::automatic &&
+              policy_->network.adjoints_pay(adjoint_columns(), series))) {
+    provide_adjoints();
+    product_by_adjoints(v, out);
+  } else {
+    product_by_passes(v, out);
+  }
+  if (damping != 0) {
+    const Index count = size();
+    for (Index i = 0; i < count; ++i) out[i] += damping * v[i];
+  }
+}
+
+template <class T>
+void Fisher<T>::product_by_passes(const double* v, double* out) {
+  provide_state();
   std::visit(
       [&](const auto& distribution) {
         policy_->network.sweep(
@@ -65,15 +135,48 @@ void Fisher<T>::product(const double* v, double* out) {
             out);
       },
       policy_->policy->distribution());
-  if (damping != 0) {
-    const Index count = size();
-    for (Index i = 0; i < count; ++i) out[i] += damping * v[i];
+}
+
+// Columns of the root of M_n; the free outputs' come last. At least one, which may be zero: a
+// variable with a single category has rank 0.
+template <class T>
+Index Fisher<T>::columns() const {
+  if (kind_ == FisherKind::empirical) return 1;
+  const auto rank = [](const auto& d) { return std::max<Index>(d.fisher_rank(), 1); };
+  return std::visit(rank, policy_->policy->distribution());
+}
+
+// Those with adjoints in the layers. Where M is diagonal the free outputs' columns have none.
+template <class T>
+Index Fisher<T>::adjoint_columns() const {
+  const Index free = policy_->policy->network().spec().free_outputs;
+  return kind_ == FisherKind::empirical ? 1 : columns() - free;
+}
+
+template <class T>
+void Fisher<T>::provide_adjoints() {
+  if (policy_->network.has_adjoints()) return;
+  provide_state();
+  policy_->network.keep_adjoints(adjoint_columns(), [&](Index first, Index column, Matrix<T> d) {
+    fill_column(first, column, d);
+  });
+  if (kind_ == FisherKind::empirical) return;
+  const Index free = policy_->policy->network().spec().free_outputs;
+  const Index all = policy_->network.outputs().columns;
+  free_state_.resize(free);
+  free_state_.fill_zero();
+  for (Index n = 0; n < weights_.size(); ++n) {
+    const T* state = state_.data() + (n + 1) * all - free;
+    for (Index i = 0; i < free; ++i) free_state_[i] += weights_[n] * static_cast<double>(state[i]);
   }
 }
 
 template <class T>
-Index Fisher<T>::columns() const {
-  return kind_ == FisherKind::exact ? policy_->network.outputs().columns : 1;
+void Fisher<T>::product_by_adjoints(const double* v, double* out) {
+  policy_->network.sweep_adjoints(v, [](Index, Matrix<T>) {}, out);
+  if (kind_ == FisherKind::empirical) return;
+  const Index offset = policy_->policy->network().free_offset();
+  for (Index i = 0; i < free_state_.size(); ++i) out[offset + i] = free_state_[i] * v[offset + i];
 }
 
 // d_n = sqrt(w_n / N) * column of the square root of M_n.
@@ -85,7 +188,7 @@ void Fisher<T>::fill_column(Index first, Index column, Matrix<T> d) const {
           const T* state = state_.data() + (first + r) * d.columns;
           const double scale = std::sqrt(weights_[first + r]);
           if (kind_ == FisherKind::exact) {
-            distribution.fisher_sqrt_column(state, column, scale, d.row(r));
+            distribution.fisher_root_column(state, column, scale, d.row(r));
           } else {
             for (Index k = 0; k < d.columns; ++k) d.row(r)[k] = static_cast<T>(scale) * state[k];
           }
@@ -97,6 +200,7 @@ void Fisher<T>::fill_column(Index first, Index column, Matrix<T> d) const {
 template <class T>
 template <class Visit>
 void Fisher<T>::for_each_adjoint(Visit visit) {
+  provide_state();
   const Linearization<T>& network = policy_->network;
   const std::vector<Layer>& layers = policy_->policy->network().layers();
   const Index outputs = policy_->policy->network().spec().outputs;

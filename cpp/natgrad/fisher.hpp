@@ -6,11 +6,16 @@
 // kind = empirical replaces M_n by the outer product of the score of the action taken.
 #pragma once
 
-#include "natgrad/policy.hpp"
+#include "natgrad/linear_gaussian.hpp"
 
 namespace natgrad {
 
 enum class FisherKind { exact, empirical };
+
+// How products are made: by two passes over the batch (eq. 12, 13), by cached adjoints (eq. 18, 19),
+// or, automatic, by what a cost model says is fastest for a series of products; a linear Gaussian
+// policy then has the small matrix of (eq. 20).
+enum class FisherMethod { automatic, passes, adjoints };
 
 // A fixed part of a batch: `part` of `rows` observations, evenly spaced (row floor(i rows / part)).
 inline Index subsample_size(Index rows, double fraction) {
@@ -30,6 +35,7 @@ template <class T>
 class Fisher {
  public:
   double damping = 0;
+  FisherMethod method = FisherMethod::automatic;
 
   // Reads the distribution parameters of `policy`, which must outlive this. `actions` are needed by
   // the empirical kind; null weights are ones. Both arrays have one entry for each row of policy.
@@ -39,8 +45,13 @@ class Fisher {
 
   Index size() const { return policy_->policy->parameter_count(); }
 
-  // out = F v: one forward-mode and one reverse-mode pass.
-  void product(const double* v, double* out);
+  // out = F v, as one of a series of so many. What makes the series faster is made by its first
+  // product and kept; which way is taken depends on the problem and on the argument alone.
+  void product(const double* v, double* out, int series = 1);
+
+  // x = (F + damping I)^-1 b, damping both F's own and that given, where there is a closed form that
+  // takes less time than a series of so many products; false where not, or if x is not finite.
+  bool solve(const double* b, double more_damping, int series, double* x);
 
   // F (P, P), row-major, assembled from blocks of layers (eq. 14); never by P products.
   void to_dense(double* out);
@@ -52,13 +63,25 @@ class Fisher {
   template <class Visit>
   void for_each_adjoint(Visit visit);
   Index columns() const;
+  Index adjoint_columns() const;
   void fill_column(Index first, Index column, Matrix<T> d) const;
+  bool is_linear_gaussian() const;
+  template <class D>
+  const double* share(const D& distribution);
+  void provide_state();
+  void provide_gram();
+  void provide_adjoints();
+  void product_by_passes(const double* v, double* out);
+  void product_by_adjoints(const double* v, double* out);
 
   LinearizedPolicy<T>* policy_ = nullptr;
   FisherKind kind_ = FisherKind::exact;
-  Buffer<T> state_;         // (N, K): curvature of the distribution, or scores
-  Buffer<double> weights_;  // (N): w_n / N
-  Buffer<double> shared_;   // what all rows of the distribution share
+  Buffer<T> state_;            // (N, K): curvature of the distribution, or scores
+  Buffer<double> weights_;     // (N): w_n / N
+  Buffer<double> shared_;      // what all rows of the distribution share
+  Buffer<double> free_state_;  // of the free outputs: sum_n w_n / N M_n, which is diagonal there
+  LinearGaussian<T> linear_;
+  bool uniform_ = true, has_state_ = false, has_gram_ = false;
 };
 
 }  // namespace natgrad

@@ -113,14 +113,8 @@ UpdateReport TrustRegionUpdate<T>::operator()(Policy<T>& policy, const Batch<T>&
 
   // Solve (F + damping I) x = g.                                                          (eq. 15)
   attach_fisher(policy, batch);
-  solution_.fill_zero();
-  const auto product = [&](const double* v, double* out) { fisher_.product(v, out); };
-  CgOptions cg;
-  cg.damping = options_.damping;
-  cg.rtol = options_.cg_rtol;
-  cg.max_iterations = options_.cg_iterations;
   double* x = solution_.data();
-  report.cg = conjugate_gradient(product, n, gradient_.data(), x, cg, nullptr, &cg_);
+  report.cg = solve(x);
   report.timings.solve = watch.lap();
 
   // d = sqrt(2 delta / x'Fx) x                                                            (eq. 16)
@@ -169,6 +163,36 @@ UpdateReport TrustRegionUpdate<T>::operator()(Policy<T>& policy, const Batch<T>&
         search.evaluations, search.non_finite, report.kl, options_.max_kl, report.improvement);
   }
   return finish();
+}
+
+// In closed form where there is one and it is faster; then without iterations. What is left of the
+// residual is rounding, or lies in the null space of F.
+template <class T>
+CgSummary TrustRegionUpdate<T>::solve(double* x) {
+  const Index n = gradient_.size();
+  const double* g = gradient_.data();
+  const auto product = [&](const double* v, double* out) {
+    fisher_.product(v, out, options_.cg_iterations);
+  };
+  if (fisher_.solve(g, options_.damping, options_.cg_iterations, x)) {
+    cg_.q.resize(n);
+    double* residual = cg_.q.data();
+    CgSummary summary;
+    summary.status = CgStatus::CONVERGED;
+    summary.rhs_norm = std::sqrt(dot(g, g, n));
+    product(x, residual);
+    summary.quadratic_form = dot(x, residual, n);
+    summary.curvature = summary.quadratic_form + options_.damping * dot(x, x, n);
+    for (Index i = 0; i < n; ++i) residual[i] = g[i] - residual[i] - options_.damping * x[i];
+    summary.residual_norm = std::sqrt(dot(residual, residual, n));
+    return summary;
+  }
+  CgOptions cg;
+  cg.damping = options_.damping;
+  cg.rtol = options_.cg_rtol;
+  cg.max_iterations = options_.cg_iterations;
+  solution_.fill_zero();
+  return conjugate_gradient(product, n, g, x, cg, nullptr, &cg_);
 }
 
 // F of the whole batch shares the surrogate's linearisation; F of a part has one of its own.

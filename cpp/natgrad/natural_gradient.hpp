@@ -28,7 +28,7 @@ enum class UpdateStatus {
 struct UpdateTimings {
   double forward = 0;  // linearisation of the policy on the batch
   double gradient = 0;
-  double solve = 0;   // conjugate gradients, Fisher products included
+  double solve = 0;   // conjugate gradients, Fisher products included; or the closed form
   double search = 0;  // candidates of the line search
   double total = 0;
 };
@@ -73,6 +73,7 @@ class TrustRegionUpdate {
 
  private:
   void attach_fisher(const Policy<T>& policy, const Batch<T>& batch);
+  CgSummary solve(double* x);
 
   TrustRegionOptions options_;
   Surrogate<T> surrogate_;

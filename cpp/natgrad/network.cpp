@@ -11,8 +11,6 @@
 namespace natgrad {
 namespace {
 
-using kernels::Epilogue;
-
 template <class T>
 using RowMajor = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
@@ -281,6 +279,7 @@ void Linearization<T>::evaluate(const Network<T>& network, const PackedLayers<T>
   network_ = &network;
   packed_ = &packed;
   rows_ = observations.rows;
+  adjoint_columns_ = 0;
   const std::vector<Layer>& layers = network.layers();
   const bool large = network.parameter_count() * static_cast<Index>(sizeof(T)) > kLargeGradient;
   const Index shard_rows = large ? kLargeShardRows : kShardRows;
@@ -400,43 +399,50 @@ void Linearization<T>::evaluate_at(
   });
 }
 
+// dh_{l-1} W_l' + h_{l-1} dW_l' + db_l, derived or not; without dh the first term is left out.
+template <class T>
+void Linearization<T>::direction_layer(std::size_t l, Index first, Matrix<const T> dh,
+                                       Matrix<T> result, Epilogue epilogue) const {
+  const Layer& layer = network_->layers()[l];
+  const Matrix<const T> h = layer_input(l);
+  kernels::Multiply<T> p{};
+  p.rows = result.rows;
+  p.a = h.row(first);
+  p.lda = h.stride;
+  p.k = layer.in;
+  p.b = direction_.forward[l].data();
+  p.bias = direction_.bias[l].data();
+  p.a_streams = true;
+  if (dh.data != nullptr) {
+    p.a2 = dh.data;
+    p.lda2 = dh.stride;
+    p.k2 = layer.in;
+    p.b2 = packed_->forward[l].data();
+  }
+  p.c = result.data;
+  p.ldc = result.stride;
+  p.epilogue = epilogue;
+  if (epilogue == Epilogue::derive) {
+    p.activation = network_->spec().activation;
+    p.ldcached = leading_dimension<T>(layer.out);
+    p.cached = cached(l + 1).data() + first * p.ldcached;
+  }
+  forward_product(l, p);
+}
+
 // u_l = dh_{l-1} W_l' + h_{l-1} dW_l' + db_l,  dh_l = act'(z_l) * u_l                     (eq. 12)
 template <class T>
 Matrix<const T> Linearization<T>::forward_mode(Index first, Index rows, Worker* worker) {
-  const std::vector<Layer>& layers = network_->layers();
   Buffer<T>* buffers[2] = {&worker->ping, &worker->pong};
-  Matrix<T> u = scratch(worker->outputs, rows, network_->output_columns());
-  Matrix<const T> dh{};
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    const Layer& layer = layers[l];
-    const bool last = l + 1 == layers.size();
-    const Matrix<T> result = last ? u : scratch(*buffers[l % 2], rows, layer.out);
-    const Matrix<const T> h = layer_input(l);
-    kernels::Multiply<T> p{};
-    p.rows = rows;
-    p.a = h.row(first);
-    p.lda = h.stride;
-    p.k = layer.in;
-    p.b = direction_.forward[l].data();
-    p.bias = direction_.bias[l].data();
-    p.a_streams = true;
-    if (l > 0) {  // the observations do not depend on theta
-      p.a2 = dh.data;
-      p.lda2 = dh.stride;
-      p.k2 = layer.in;
-      p.b2 = packed_->forward[l].data();
-    }
-    p.c = result.data;
-    p.ldc = result.stride;
-    p.epilogue = last ? Epilogue::none : Epilogue::derive;
-    p.activation = network_->spec().activation;
-    if (!last) {
-      p.ldcached = leading_dimension<T>(layer.out);
-      p.cached = cached(l + 1).data() + first * p.ldcached;
-    }
-    forward_product(l, p);
+  Matrix<const T> dh{};  // the observations do not depend on theta
+  const std::size_t last = network_->layers().size() - 1;
+  for (std::size_t l = 0; l < last; ++l) {
+    const Matrix<T> result = scratch(*buffers[l % 2], rows, network_->layers()[l].out);
+    direction_layer(l, first, dh, result, Epilogue::derive);
     dh = result;
   }
+  const Matrix<T> u = scratch(worker->outputs, rows, network_->output_columns());
+  direction_layer(last, first, dh, u, Epilogue::none);
   return u;
 }
 
@@ -461,38 +467,45 @@ void Linearization<T>::pull_back(std::size_t l, Index first, Matrix<const T> d,
   kernels::table<T>().multiply(p);
 }
 
-// g_W_l += d_l' h_{l-1},  g_b_l += colsum(d_l),  d_{l-1} = (d_l W_l) * act'(z_{l-1})        (eq. 13)
+// g_W_l += d_l' h_{l-1},  g_b_l += colsum(d_l), for the rows of a tile                    (eq. 13)
+template <class T>
+void Linearization<T>::accumulate_layer(std::size_t l, Index first, Matrix<const T> d,
+                                        bool overwrite, T* accumulator) const {
+  const Layer& layer = network_->layers()[l];
+  const Matrix<const T> h = layer_input(l);
+  const GradientBlock& block = gradient_blocks_[l];
+  kernels::Accumulate<T> g{};
+  g.rows = d.rows;
+  g.d = d.data;
+  g.ldd = d.stride;
+  g.out = layer.out;
+  g.h = h.row(first);
+  g.ldh = h.stride;
+  g.in = layer.in;
+  if (block.transposed) {  // (D' H)' = H' D
+    std::swap(g.d, g.h);
+    std::swap(g.ldd, g.ldh);
+    std::swap(g.out, g.in);
+  }
+  g.g = accumulator + block.offset;
+  g.ldg = block.stride;
+  g.overwrite = overwrite;
+  kernels::table<T>().accumulate(g);
+  // Of the last layer's d the free outputs are part.
+  kernels::table<T>().column_sums(d.data, d.rows, d.stride, d.columns, overwrite,
+                                  accumulator + block.bias);
+}
+
+// Gradients of all layers; from each to the one below by pull_back.
 template <class T>
 void Linearization<T>::reverse(Index first, Matrix<T> d, bool overwrite, T* accumulator,
                                Worker* worker) {
   const std::vector<Layer>& layers = network_->layers();
   Buffer<T>* buffers[2] = {&worker->ping, &worker->pong};
   for (std::size_t l = layers.size(); l-- > 0;) {
-    const Layer& layer = layers[l];
-    const Matrix<const T> h = layer_input(l);
-    const GradientBlock& block = gradient_blocks_[l];
-    kernels::Accumulate<T> g{};
-    g.rows = d.rows;
-    g.d = d.data;
-    g.ldd = d.stride;
-    g.out = layer.out;
-    g.h = h.row(first);
-    g.ldh = h.stride;
-    g.in = layer.in;
-    if (block.transposed) {  // (D' H)' = H' D
-      std::swap(g.d, g.h);
-      std::swap(g.ldd, g.ldh);
-      std::swap(g.out, g.in);
-    }
-    g.g = accumulator + block.offset;
-    g.ldg = block.stride;
-    g.overwrite = overwrite;
-    kernels::table<T>().accumulate(g);
-    // Of the last layer's d the free outputs are part.
-    kernels::table<T>().column_sums(d.data, d.rows, d.stride, d.columns, overwrite,
-                                    accumulator + block.bias);
+    accumulate_layer(l, first, d, overwrite, accumulator);
     if (l == 0) break;
-    const Matrix<T> below = scratch(*buffers[l % 2], d.rows, layer.in);
+    const Matrix<T> below = scratch(*buffers[l % 2], d.rows, layers[l].in);
     pull_back(l, first, d, below);
     d = below;
   }
@@ -545,6 +558,142 @@ void Linearization<T>::reduce(double* gradient) {
       sum(block.bias, last ? network_->output_columns() : out, gradient + bias);
     }
   });
+}
+
+// --- cached adjoints -----------------------------------------------------------------------------
+
+namespace {
+// The cost model: time of one row of a batch, in multiply-adds of a matrix product. Fitted to the
+// table that `benchmarks/adjoint_cache.py` prints, on a Zen 5 with AVX-512 and float32.
+constexpr double kPass = 1240, kPassLayer = 240;  // of a product by passes, of each layer in it
+constexpr double kSweep = 1470;                   // of a product by adjoints,
+constexpr double kColumn = 355;      // of each layer and column in it: sums across lanes
+constexpr double kShort = 1.1;       // its matrix products are shorter, and so slower
+constexpr double kTouch = 3.9;       // to read a number of the cache twice,
+constexpr double kTouchMemory = 23;  // and where all of it is more than this
+constexpr double kCacheBytes = 12 << 20;
+}  // namespace
+
+template <class T>
+Index Linearization<T>::width(std::size_t l) const {
+  return l + 1 < network_->layers().size() ? network_->layers()[l].out : network_->output_columns();
+}
+
+template <class T>
+bool Linearization<T>::adjoints_pay(Index columns, int sweeps) const {
+  if (sweeps < 2) return false;  // little to gain, and much memory
+  const std::vector<Layer>& layers = network_->layers();
+  const double depth = static_cast<double>(layers.size()), k = static_cast<double>(columns);
+  double passes = 0, products = 0, pulled = 0, values = 0;
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const double product = static_cast<double>((layers[l].in + 1) * layers[l].out);
+    passes += l > 0 ? 4 * product : 2 * product;
+    products += 2 * product;
+    pulled += l > 0 ? product : 0;
+    values += static_cast<double>(round_up(width(l), kLanes<T>));
+  }
+  const double bytes = static_cast<double>(rows_) * k * values * sizeof(T);
+  const double touch = bytes <= kCacheBytes ? kTouch : kTouchMemory;
+  const double by_passes = passes + kPass + kPassLayer * depth;
+  const double by_adjoints = kShort * products + k * touch * values + kSweep + kColumn * k * depth;
+  return sweeps * by_adjoints + kShort * k * pulled < sweeps * by_passes;
+}
+
+// Rows of one column: the columns of an observation lie beside each other.
+template <class T>
+Matrix<T> Linearization<T>::adjoint_rows(std::size_t l, Index first, Index rows, Index column) {
+  const Index stride = leading_dimension<T>(width(l));
+  return {adjoints_[l].data() + (first * adjoint_columns_ + column) * stride, rows, width(l),
+          adjoint_columns_ * stride};
+}
+
+template <class T>
+void Linearization<T>::keep_adjoints(Index columns,
+                                     FunctionRef<void(Index, Index, Matrix<T>)> fill) {
+  adjoint_columns_ = columns;
+  adjoints_.resize(network_->layers().size());
+  for (std::size_t l = 0; l < adjoints_.size(); ++l) {
+    adjoints_[l].resize(rows_ * columns * leading_dimension<T>(width(l)));
+  }
+  for_each_tile([&](Index first, Index rows, int, Worker*) {
+    for (Index column = 0; column < columns; ++column) {
+      std::size_t l = adjoints_.size() - 1;
+      Matrix<T> d = adjoint_rows(l, first, rows, column);
+      fill(first, column, d);
+      for (; l > 0; --l) {
+        const Matrix<T> below = adjoint_rows(l - 1, first, rows, column);
+        pull_back(l, first, d, below);
+        d = below;
+      }
+    }
+  });
+}
+
+// s_nk = sum_l d^k_l[n] . (dW_l h_{l-1}[n] + db_l)                                         (eq. 18)
+// d_l[n] = sum_k s_nk d^k_l[n],  g_W_l += d_l' h_{l-1},  g_b_l += colsum(d_l)              (eq. 19)
+template <class T>
+void Linearization<T>::sweep_adjoints(const double* direction,
+                                      FunctionRef<void(Index, Matrix<T>)> fill, double* gradient) {
+  if (direction != nullptr) network_->pack(direction, false, &direction_);
+  accumulators_.resize(shards_ * accumulator_size_);
+  const std::size_t count = network_->layers().size();
+  const Index columns = adjoint_columns_;
+  for_each_tile([&](Index first, Index rows, int shard, Worker* worker) {
+    const Matrix<T> s{worker->cotangent.data(), rows, columns, columns};
+    const auto visit = [&](std::size_t l) {
+      const Matrix<T> d = adjoint_rows(l, first, rows, 0);
+      const Matrix<T> x = scratch(worker->ping, rows, d.columns);
+      return kernels::Adjoints<T>{rows,   columns,  d.data, d.stride / columns, d.columns, s.data,
+                                  x.data, x.stride, l == 0};
+    };
+    for (std::size_t l = 0; direction != nullptr && l < count; ++l) {
+      const kernels::Adjoints<T> p = visit(l);
+      direction_layer(l, first, {}, {p.x, rows, p.width, p.ldx}, Epilogue::none);
+      kernels::adjoint_table<T>().dots(p);
+    }
+    fill(first, s);
+    for (std::size_t l = 0; l < count; ++l) {
+      const kernels::Adjoints<T> p = visit(l);
+      kernels::adjoint_table<T>().sums(p);
+      accumulate_layer(l, first, {p.x, rows, p.width, p.ldx}, first == shard_begin(shard),
+                       accumulators_.data() + shard * accumulator_size_);
+    }
+  });
+  reduce(gradient);
+}
+
+// --- products of the inputs ----------------------------------------------------------------------
+
+template <class T>
+void Linearization<T>::input_gram(const double* weights, double* gram) {
+  const Matrix<const T> inputs = layer_input(0);
+  const Index in = inputs.columns, stride = inputs.stride, size = (in + 1) * stride;
+  accumulators_.resize(shards_ * std::max(size, accumulator_size_));
+  for_each_tile([&](Index first, Index rows, int shard, Worker* worker) {
+    const Matrix<const T> h{inputs.row(first), rows, in, stride};
+    Matrix<const T> d = h;
+    if (weights != nullptr) {
+      const Matrix<T> weighted = scratch(worker->ping, rows, in);
+      for (Index r = 0; r < rows; ++r) {
+        const T weight = static_cast<T>(weights[first + r]);
+        for (Index i = 0; i < stride; ++i) weighted.row(r)[i] = weight * h.row(r)[i];
+      }
+      d = weighted;
+    }
+    T* sum = accumulators_.data() + shard * size;
+    const bool overwrite = first == shard_begin(shard);
+    kernels::table<T>().accumulate(
+        {rows, d.data, stride, in, h.data, stride, in, sum, stride, overwrite});
+    kernels::table<T>().column_sums(d.data, rows, stride, in, overwrite, sum + in * stride);
+  });
+  for (Index i = 0; i <= in; ++i) {
+    kernels::table<T>().sum_shards(accumulators_.data() + i * stride, shards_, size, in,
+                                   gram + i * (in + 1));
+  }
+  for (Index i = 0; i < in; ++i) gram[i * (in + 1) + in] = gram[in * (in + 1) + i];
+  double total = weights != nullptr ? 0 : static_cast<double>(rows_);
+  for (Index n = 0; weights != nullptr && n < rows_; ++n) total += weights[n];
+  gram[in * (in + 1) + in] = total;
 }
 
 template <class T>

@@ -19,6 +19,7 @@
 namespace natgrad {
 
 using kernels::Activation;
+using kernels::Epilogue;
 
 enum class Initialization { orthogonal, scaled };
 
@@ -92,7 +93,7 @@ class Network {
 // shard into tiles of rows; a tile goes through all layers while it is in cache.
 //
 // Owns: inputs, activations (N x widths), one gradient accumulator per shard (shards x P), scratch
-// per worker. All of it is grow-only.
+// per worker, and cached adjoints where they are asked for. All of it is grow-only.
 template <class T>
 class Linearization {
  public:
@@ -114,6 +115,25 @@ class Linearization {
   void sweep(const double* direction,
              FunctionRef<void(Index first, Matrix<const T> u, Matrix<T> d)> fill, double* gradient);
 
+  // Cached adjoints. keep_adjoints pulls `columns` cotangents q^k_n per row back through all layers
+  // once; fill(first row, k, d (rows, K)) writes the k-th. Then sweep_adjoints is
+  //
+  //   gradient = sum_n sum_k s_nk J_n' q^k_n,    s_nk = <J_n' q^k_n, direction>        (eq. 18, 19)
+  //
+  // with two of the four products of a layer. fill(first row, s (rows, columns)) may change the
+  // coefficients; without a direction it writes them. evaluate() drops the adjoints.
+  void keep_adjoints(Index columns, FunctionRef<void(Index first, Index column, Matrix<T> d)> fill);
+  bool has_adjoints() const { return adjoint_columns_ > 0; }
+  void sweep_adjoints(const double* direction, FunctionRef<void(Index first, Matrix<T> s)> fill,
+                      double* gradient);
+  // Whether keeping them and so many sweeps with a direction take less time than the sweeps that
+  // pass them by: a cost model, see network.cpp.
+  bool adjoints_pay(Index columns, int sweeps) const;
+
+  // gram (in + 1, in + 1) = sum_n weights_n phi_n phi_n' with phi = (h_0, 1), the first layer's input
+  // and a one for its bias; null weights are ones.
+  void input_gram(const double* weights, double* gram);
+
   // Adjoints of one tile: d (rows, K) is pulled back through all layers; adjoints[l] (rows, out_l)
   // is the derivative with respect to z_l. For dense matrices and diagonals.
   void adjoints(Index first, Matrix<const T> d, std::vector<Matrix<T>>* adjoints) const;
@@ -130,9 +150,15 @@ class Linearization {
   void forward_layer(std::size_t layer, Index first, Matrix<const T> h, Matrix<T> result,
                      const PackedLayers<T>& packed, bool keep_slope, T* scratch_slope) const;
   void forward_product(std::size_t layer, kernels::Multiply<T> p) const;
+  void direction_layer(std::size_t layer, Index first, Matrix<const T> dh, Matrix<T> result,
+                       Epilogue epilogue) const;
   Matrix<const T> forward_mode(Index first, Index rows, Worker* worker);
   void pull_back(std::size_t layer, Index first, Matrix<const T> d, Matrix<T> below) const;
+  void accumulate_layer(std::size_t layer, Index first, Matrix<const T> d, bool overwrite,
+                        T* accumulator) const;
   void reverse(Index first, Matrix<T> d, bool overwrite, T* accumulator, Worker* worker);
+  Matrix<T> adjoint_rows(std::size_t layer, Index first, Index rows, Index column);
+  Index width(std::size_t layer) const;  // of z_l, of the last with the free outputs
   void reduce(double* gradient);
   const Buffer<T>& cached(std::size_t layer) const;  // what act'(z_layer) is derived from
   Matrix<T> scratch(Buffer<T>& buffer, Index rows, Index columns) const;
@@ -158,6 +184,8 @@ class Linearization {
   };
   std::vector<GradientBlock> gradient_blocks_;
   Index accumulator_size_ = 0;
+  std::vector<Buffer<T>> adjoints_;  // for each layer (N, columns, width)
+  Index adjoint_columns_ = 0;
   std::vector<Worker> workers_;
 };
 

@@ -117,15 +117,45 @@ double mean_loss(Matrix<const T> z, const double* targets) {
 template <class T>
 void loss_gradient(Linearization<T>* network, const double* targets, double* gradient) {
   const Matrix<const T> z = network->outputs();
+  const auto fill = [&](Index first, Matrix<T> d, double scale) {
+    for (Index r = 0; r < d.rows; ++r) {
+      const double residual = static_cast<double>(*z.row(first + r)) - targets[first + r];
+      *d.row(r) = static_cast<T>(residual * scale);
+    }
+  };
+  const double rows = static_cast<double>(z.rows);
+  if (network->has_adjoints()) {  // of z_n / sqrt(N)
+    network->sweep_adjoints(
+        nullptr, [&](Index first, Matrix<T> s) { fill(first, s, 1 / std::sqrt(rows)); }, gradient);
+  } else {
+    network->sweep(
+        nullptr, [&](Index first, Matrix<const T>, Matrix<T> d) { fill(first, d, 1 / rows); },
+        gradient);
+  }
+}
+
+// The adjoints of z_n / sqrt(N): G is the sum of their outer products.
+template <class T>
+void keep_adjoints(Linearization<T>* network) {
+  const T root = static_cast<T>(1 / std::sqrt(static_cast<double>(network->rows())));
+  network->keep_adjoints(1, [&](Index, Index, Matrix<T> d) {
+    for (Index r = 0; r < d.rows; ++r) *d.row(r) = root;
+  });
+}
+
+// out = G v                                                                                (eq. 17)
+template <class T>
+void curvature_product(Linearization<T>* network, const double* v, double* out) {
+  if (network->has_adjoints()) {
+    return network->sweep_adjoints(v, [](Index, Matrix<T>) {}, out);
+  }
+  const T rows = static_cast<T>(network->rows());
   network->sweep(
-      nullptr,
-      [&](Index first, Matrix<const T>, Matrix<T> d) {
-        for (Index r = 0; r < d.rows; ++r) {
-          const double residual = static_cast<double>(*z.row(first + r)) - targets[first + r];
-          *d.row(r) = static_cast<T>(residual / static_cast<double>(z.rows));
-        }
+      v,
+      [&](Index, Matrix<const T> u, Matrix<T> d) {
+        for (Index r = 0; r < d.rows; ++r) *d.row(r) = *u.row(r) / rows;
       },
-      gradient);
+      out);
 }
 
 }  // namespace
@@ -134,7 +164,6 @@ template <class T>
 FitReport GaussNewtonFit<T>::operator()(ValueFunction<T>& value_function,
                                         Matrix<const T> observations, const double* targets) {
   const Index n = value_function.parameter_count();
-  const double rows = static_cast<double>(observations.rows);
   gradient_.resize(n);
   solution_.resize(n);
   previous_.resize(n);
@@ -145,6 +174,11 @@ FitReport GaussNewtonFit<T>::operator()(ValueFunction<T>& value_function,
     network.pack(theta, true, &packed_);
     network_.evaluate(network, packed_, observations);
   };
+  const auto with_adjoints = [&] {
+    return options_.method == FisherMethod::adjoints ||
+           (options_.method == FisherMethod::automatic &&
+            network_.adjoints_pay(1, options_.cg_iterations));
+  };
   linearize();
   FitReport report;
   report.loss_before = report.loss = mean_loss(network_.outputs(), targets_.data());
@@ -153,18 +187,14 @@ FitReport GaussNewtonFit<T>::operator()(ValueFunction<T>& value_function,
   bool moved = true;
   for (int attempt = 0; attempt < options_.steps && std::isfinite(report.loss); ++attempt) {
     // ((1/N) sum J'J + damping I) x = g
+    if (with_adjoints()) keep_adjoints(&network_);
     if (moved) loss_gradient(&network_, targets_.data(), gradient_.data());
     solution_.fill_zero();
     CgOptions cg;
     cg.damping = damping;
     cg.max_iterations = options_.cg_iterations;
     const auto product = [&](const double* v, double* out) {
-      network_.sweep(
-          v,
-          [&](Index, Matrix<const T> u, Matrix<T> d) {
-            for (Index r = 0; r < d.rows; ++r) *d.row(r) = *u.row(r) / static_cast<T>(rows);
-          },
-          out);
+      curvature_product(&network_, v, out);
     };
     double* x = solution_.data();
     const CgSummary solve = conjugate_gradient(product, n, gradient_.data(), x, cg, nullptr, &cg_);

@@ -8,6 +8,7 @@
 
 #include "natgrad/adam.hpp"
 #include "natgrad/conjugate_gradient.hpp"
+#include "natgrad/fisher.hpp"
 #include "natgrad/value_function.hpp"
 
 namespace natgrad {
@@ -27,6 +28,7 @@ struct GaussNewtonOptions {
   int cg_iterations = 5;    // few: stopping early is what keeps noise in the targets out
   double damping = 0.1;     // at the start; then adapted (Levenberg and Marquardt)
   double max_change = 0.1;  // bound on the mean squared change of z in one step
+  FisherMethod method = FisherMethod::automatic;  // of the products
 };
 
 // Gauss-Newton: a value function is a Gaussian with unit variance, so its Fisher matrix is

@@ -206,6 +206,7 @@ class Fisher:
         actions: ArrayLike | None = None,
         weights: ArrayLike | None = None,
         fraction: float = 1.0,
+        method: Literal["auto", "passes", "adjoints"] = "auto",
     ) -> None: ...
     @property
     def shape(self) -> tuple[int, int]: ...
@@ -400,6 +401,7 @@ class GaussNewtonFit:
         cg_iterations: int = 5,
         damping: float = 0.1,
         max_change: float = 0.1,
+        method: Literal["auto", "passes", "adjoints"] = "auto",
     ) -> None: ...
     @property
     def state(self) -> Doubles: ...

@@ -6,6 +6,8 @@
 //   multiply_narrow   the same for a few columns         the outputs
 //   accumulate        G += D' H                          the gradient of a layer's weights
 //
+// What is done with cached adjoints besides has two functions of its own, in a table of their own.
+//
 // The translation units behind the tables are compiled once per level with that level's flags. They
 // hold raw pointers only (no Eigen, no std templates, no static initialisers): the linker merges
 // inline functions across levels, and an AVX-512 copy of one would then run on a machine without it.
@@ -88,11 +90,32 @@ struct Table {
                      std::ptrdiff_t columns, double* sums);
 };
 
+// Row r of x and the rows r * columns, ... of d, its adjoints, on their way into and out of the
+// coefficients s = <adjoint, direction>.
+template <class T>
+struct Adjoints {
+  std::ptrdiff_t rows, columns;
+  const T* d;  // (rows * columns, width), stride ldd
+  std::ptrdiff_t ldd, width;
+  T* s;  // (rows, columns)
+  T* x;  // (rows, width), stride ldx
+  std::ptrdiff_t ldx;
+  bool overwrite;  // dots: s = instead of s +=
+};
+
+template <class T>
+struct AdjointTable {
+  void (*dots)(const Adjoints<T>&);  // s[r][k] += d[r columns + k] . x[r]
+  void (*sums)(const Adjoints<T>&);  // x[r] = sum_k s[r][k] d[r columns + k]; pads to whole vectors
+};
+
 struct Level {
   const char* name;  // "baseline", "v3", "v4"
   bool (*supported)();
   const Table<float>* f32;
   const Table<double>* f64;
+  const AdjointTable<float>* adjoints_f32;
+  const AdjointTable<double>* adjoints_f64;
   // Runs independent chains of x = x a + b in registers, `steps` long, and returns the number of
   // floating point operations; the sink keeps the compiler from leaving them out.
   double (*fma_chains_f32)(std::ptrdiff_t steps, float* sink);
@@ -112,6 +135,17 @@ inline const Table<float>& table<float>() {
 template <>
 inline const Table<double>& table<double>() {
   return *level().f64;
+}
+
+template <class T>
+const AdjointTable<T>& adjoint_table();
+template <>
+inline const AdjointTable<float>& adjoint_table<float>() {
+  return *level().adjoints_f32;
+}
+template <>
+inline const AdjointTable<double>& adjoint_table<double>() {
+  return *level().adjoints_f64;
 }
 
 }  // namespace natgrad::kernels

@@ -1,0 +1,144 @@
+// Dot products with cached adjoints, and sums of them: what turns a direction into coefficients and
+// coefficients into cotangents (eq. 18, 19). Compiled once per level, like dense_layer.cpp.
+//
+// Both touch every adjoint once and do one multiply-add with it: they run at the speed of the memory
+// that holds the adjoints. The row of x, and the sums, stay in registers or the first-level cache.
+#include "natgrad/kernels/kernels.hpp"
+#include "natgrad/kernels/vector_math.hpp"
+
+namespace NATGRAD_NAMESPACE {
+namespace {
+
+using natgrad::kernels::Adjoints;
+
+typedef ptrdiff_t Index;
+
+constexpr int kTogether = 4;  // independent sums: of as many rows of d, or vectors of a row of x
+
+template <class T>
+inline __attribute__((always_inline)) Vec<T> load(const T* p) {
+  return *(const typename Simd<T>::loose*)p;
+}
+
+// x[i] + x[i ^ bit] in the lanes i without that bit, the same of y in those with it.
+template <class T, int bit>
+inline __attribute__((always_inline)) Vec<T> fold(Vec<T> x, Vec<T> y) {
+  constexpr int lanes = Simd<T>::lanes;
+#ifdef __clang__
+  Vec<T> result;
+  for (int i = 0; i < lanes; ++i) result[i] = i & bit ? y[i] + y[i ^ bit] : x[i] + x[i ^ bit];
+  return result;
+#else
+  IVec<T> own, partner;
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) {
+    own[i] = i & bit ? lanes + i : i;
+    partner[i] = own[i] ^ bit;
+  }
+  return __builtin_shuffle(x, y, own) + __builtin_shuffle(x, y, partner);
+#endif
+}
+
+// Halves the number of vectors until one is left, then adds what is left within it: the sum of v[m]
+// ends in the lane (and those after it) whose leading bits are those of m.
+template <class T, int M, int bit>
+inline __attribute__((always_inline)) Vec<T> lane_sums(const Vec<T>* v) {
+  if constexpr (M > 1) {
+    Vec<T> half[M / 2];
+#pragma GCC unroll 2
+    for (int m = 0; m < M / 2; ++m) half[m] = fold<T, bit>(v[m], v[m + M / 2]);
+    return lane_sums<T, M / 2, bit / 2>(half);
+  } else if constexpr (bit > 0) {
+    const Vec<T> sum = fold<T, bit>(v[0], v[0]);
+    return lane_sums<T, 1, bit / 2>(&sum);
+  } else {
+    return v[0];
+  }
+}
+
+// M rows of d from row i on, each against its row of x; those are `step` apart.
+template <class T, int M>
+inline __attribute__((always_inline)) void dots_of(const Adjoints<T>& p, Index i, const T* x,
+                                                   Index step) {
+  constexpr int lanes = Simd<T>::lanes;
+  const T* d = p.d + i * p.ldd;
+  constexpr int folded = M == 3 ? 4 : M;
+  Vec<T> acc[folded] = {};
+  Index c = 0;
+  for (; c + lanes <= p.width; c += lanes) {
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) acc[m] += load<T>(d + m * p.ldd + c) * load<T>(x + m * step + c);
+  }
+  if (c < p.width) {  // what pads the rows may be anything, NaN too
+    IVec<T> inside;
+#pragma GCC unroll 16
+    for (int j = 0; j < lanes; ++j) inside[j] = c + j < p.width ? -1 : 0;
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+      const Vec<T> last = load<T>(d + m * p.ldd + c) * load<T>(x + m * step + c);
+      acc[m] += (Vec<T>)((IVec<T>)last & inside);
+    }
+  }
+  const Vec<T> sums = lane_sums<T, folded, lanes / 2>(acc);
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m) {
+    const T dot = sums[m * (lanes / folded)];
+    p.s[i + m] = p.overwrite ? dot : p.s[i + m] + dot;
+  }
+}
+
+// `count` rows of d from row i on.
+template <class T>
+inline void dots_of_rows(const Adjoints<T>& p, Index i, Index count, const T* x, Index step) {
+  constexpr int M = Simd<T>::lanes < kTogether ? Simd<T>::lanes : kTogether;
+  const Index end = i + count;
+  for (; i + M <= end; i += M, x += M * step) dots_of<T, M>(p, i, x, step);
+  if constexpr (M == 4) {
+    if (i + 3 == end) return dots_of<T, 3>(p, i, x, step);
+    if (i + 2 == end) return dots_of<T, 2>(p, i, x, step);
+  }
+  if (i < end) dots_of<T, 1>(p, i, x, step);
+}
+
+template <class T>
+void dots(const Adjoints<T>& p) {
+  if (p.columns == 1) return dots_of_rows<T>(p, 0, p.rows, p.x, p.ldx);
+  for (Index r = 0; r < p.rows; ++r) {
+    dots_of_rows<T>(p, r * p.columns, p.columns, p.x + r * p.ldx, 0);
+  }
+}
+
+// V vectors of one row of x.
+template <class T, int V>
+inline __attribute__((always_inline)) void sum_of(const Adjoints<T>& p, Index r, Index c) {
+  const T* d = p.d + r * p.columns * p.ldd + c;
+  const T* s = p.s + r * p.columns;
+  Vec<T> acc[V] = {};
+  for (Index k = 0; k < p.columns; ++k, d += p.ldd) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) acc[v] += s[k] * load<T>(d + v * Simd<T>::lanes);
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) {
+    *(typename Simd<T>::loose*)(p.x + r * p.ldx + c + v * Simd<T>::lanes) = acc[v];
+  }
+}
+
+template <class T>
+void sums(const Adjoints<T>& p) {
+  constexpr int lanes = Simd<T>::lanes;
+  for (Index r = 0; r < p.rows; ++r) {
+    Index c = 0;
+    for (; c + kTogether * lanes <= p.width; c += kTogether * lanes) sum_of<T, kTogether>(p, r, c);
+    for (; c < p.width; c += lanes) sum_of<T, 1>(p, r, c);
+  }
+}
+
+}  // namespace
+
+extern const natgrad::kernels::AdjointTable<float> adjoints_f32;
+extern const natgrad::kernels::AdjointTable<double> adjoints_f64;
+constexpr natgrad::kernels::AdjointTable<float> adjoints_f32 = {dots<float>, sums<float>};
+constexpr natgrad::kernels::AdjointTable<double> adjoints_f64 = {dots<double>, sums<double>};
+
+}  // namespace NATGRAD_NAMESPACE
