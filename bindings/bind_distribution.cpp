@@ -175,8 +175,8 @@ not finite, and TypeError for a dtype that is not numeric.)")
           [](const PyDistribution& self, py::handle given) {
             const auto outputs = outputs_of(self, given, "outputs");
             const Index k = outputs.columns;
-            const Index rank = std::visit([](const auto& d) { return d.fisher_rank(); },
-                                          self.distribution);
+            const Index rank =
+                std::visit([](const auto& d) { return d.fisher_rank(); }, self.distribution);
             std::vector<double> s(static_cast<std::size_t>(k)), column(s.size());
             auto flat = per_row_vector(
                 self, outputs, k * rank, [&](const auto& d, const double* y, Index, double* out) {
@@ -191,7 +191,8 @@ not finite, and TypeError for a dtype that is not numeric.)")
             return flat.reshape({outputs.count, k, rank});
           },
           py::arg("outputs"),
-          "(N, K, rank) roots Q of the Fisher information: M = Q Q'. The rank is K, less one for each "
+          "(N, K, rank) roots Q of the Fisher information: M = Q Q'. The rank is K, less one for "
+          "each "
           "categorical variable.");
 
   py::class_<PyCategorical, PyDistribution>(

@@ -50,8 +50,7 @@ Raises ValueError or TypeError for bad arrays or options.)")
            }),
            py::arg("policy"), py::arg("observations"), py::arg("damping") = 0.0,
            py::arg("kind") = "exact", py::arg("actions") = py::none(),
-           py::arg("weights") = py::none(), py::arg("fraction") = 1.0,
-           py::arg("method") = "auto")
+           py::arg("weights") = py::none(), py::arg("fraction") = 1.0, py::arg("method") = "auto")
       .def_property_readonly(
           "shape", [](const PyFisher& self) { return std::make_pair(self.size(), self.size()); },
           "(P, P).")

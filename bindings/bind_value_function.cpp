@@ -1,5 +1,6 @@
 #include "bind_model.hpp"
 #include "natgrad/value_fit.hpp"
+#include "py_fisher.hpp"
 
 namespace natgrad::bindings {
 namespace {

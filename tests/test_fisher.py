@@ -542,3 +542,120 @@ def test_vectors_of_any_real_kind_are_accepted():
     want = F @ v.astype(float)
     for given in (v, v.astype(np.float32), v.tolist(), np.repeat(v, 2)[::2]):
         np.testing.assert_array_equal(F @ given, want)
+
+
+# ------------------------------------------------------------------------------- cached adjoints
+
+
+def both_ways(p: Problem, **options):
+    return [
+        core.Fisher(p.core, p.observations, method=method, **options)
+        for method in ("passes", "adjoints")
+    ]
+
+
+@every_dtype
+@every_activation
+@every_distribution
+@every_architecture
+@pytest.mark.parametrize("kind", ["exact", "empirical"])
+def test_products_by_cached_adjoints_are_those_by_passes_and_the_oracles(
+    architecture, distribution, activation, dtype, kind
+):
+    p = make_problem(
+        distribution, activation=activation, dtype=dtype, **ARCHITECTURES[architecture]
+    )
+    actions = p.actions if kind == "empirical" else None
+    v = np.random.default_rng(1).normal(size=(2, p.theta.size))
+    for weights in (None, p.weights):
+        passes, adjoints = both_ways(p, kind=kind, actions=actions, weights=weights, damping=0.1)
+        if kind == "exact":
+            want = p.oracle.fisher(p.theta, p.observations, weights)
+        else:
+            want = p.oracle.empirical_fisher(p.theta, p.observations, p.actions, weights)
+        for x in v:  # the second product finds the adjoints made
+            assert (
+                relative_error(adjoints @ x, passes @ x)
+                < {"float64": 1e-13, "float32": 1e-5}[dtype]
+            )
+            # In float32 the layers' contributions to a coefficient may cancel to this.
+            error = relative_error(adjoints @ x - 0.1 * x, want @ x)
+            assert error < {"float64": 1e-12, "float32": 1e-4}[dtype]
+
+
+@every_dtype
+@pytest.mark.parametrize("rows", [1, 11, 600, 2100])
+@pytest.mark.parametrize("distribution", ["categorical", "gaussian", "multi-categorical"])
+def test_cached_adjoints_hold_for_many_shards_and_tiles(rows, distribution, dtype):
+    p = make_problem(distribution, dtype=dtype, observation_size=17, hidden=(33, 64), count=rows)
+    v = np.random.default_rng(1).normal(size=p.theta.size)
+    passes, adjoints = both_ways(p)
+    assert relative_error(adjoints @ v, passes @ v) < {"float64": 1e-13, "float32": 1e-5}[dtype]
+
+
+@pytest.mark.parametrize("sizes", [(1,), (1, 1), (1, 3), (2, 1)])
+def test_a_variable_with_one_category_adds_nothing(sizes):
+    policy = core.Policy(3, core.MultiCategorical(sizes), hidden=(4,), dtype="float64")
+    observations = np.random.default_rng(0).normal(size=(7, 3))
+    v = np.random.default_rng(1).normal(size=policy.parameters.size)
+    by = {m: core.Fisher(policy, observations, method=m) for m in ("auto", "passes", "adjoints")}
+    np.testing.assert_allclose(by["adjoints"] @ v, by["passes"] @ v, atol=1e-15)
+    np.testing.assert_allclose(by["auto"].to_dense() @ v, by["passes"] @ v, atol=1e-15)
+
+
+def test_the_method_and_the_length_of_the_series_decide_how_products_are_made():
+    p = make_problem("categorical", observation_size=4, hidden=(64, 64), count=300, dtype="float32")
+    policy = core.Policy(4, core.Categorical(2), hidden=(64, 64), output_scale=1.0)
+    v = np.random.default_rng(1).normal(size=policy.parameters.size)
+    auto, passes, adjoints = (
+        core.Fisher(policy, p.observations, method=m) for m in ("auto", "passes", "adjoints")
+    )
+    assert not np.array_equal(adjoints @ v, passes @ v)  # by rounding
+    np.testing.assert_array_equal(auto @ v, passes @ v)
+    np.testing.assert_array_equal((auto @ np.tile(v[:, None], 10))[:, 3], adjoints @ v)
+    np.testing.assert_array_equal(auto @ v, passes @ v)  # whatever came before
+    for iterations, like in ((1, passes), (10, adjoints)):
+        solve = {"damping": 0.1, "rtol": 0.0, "max_iterations": iterations}
+        np.testing.assert_array_equal(
+            core.conjugate_gradient(auto, v, **solve).x,
+            core.conjugate_gradient(like, v, **solve).x,
+        )
+
+
+def test_a_method_that_does_not_exist_is_named():
+    p = make_problem(count=3)
+    with pytest.raises(ValueError, match="method: want auto, passes or adjoints, got 'cache'"):
+        core.Fisher(p.core, p.observations, method="cache")
+
+
+@every_dtype
+def test_products_and_solutions_by_adjoints_are_the_same_bits_for_any_number_of_threads(dtype):
+    p = make_problem("categorical", dtype=dtype, observation_size=5, hidden=(40, 30), count=3000)
+    v = np.random.default_rng(1).normal(size=p.theta.size)
+    before, results = core.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 8):
+            core.set_num_threads(threads)
+            results.append(core.Fisher(p.core, p.observations, method="adjoints") @ v)
+    finally:
+        core.set_num_threads(before)
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
+# ------------------------------------------------------------------------------- linear Gaussian
+
+
+@every_dtype
+@pytest.mark.parametrize("weighted", [False, True])
+def test_series_of_products_of_a_linear_gaussian_policy_are_the_oracles(exact, dtype, weighted):
+    p = make_problem("gaussian", dtype=dtype, hidden=(), count=400)
+    weights = p.weights if weighted else None
+    V = np.random.default_rng(1).normal(size=(p.theta.size, 12))
+    auto, passes = (
+        core.Fisher(p.core, p.observations, weights=weights, damping=0.2, method=m)
+        for m in ("auto", "passes")
+    )
+    want = p.oracle.fisher(p.theta, p.observations, weights) @ V + 0.2 * V
+    exact("F @ V, linear Gaussian", dtype, auto @ V, want)
+    assert not np.array_equal(auto @ V, passes @ V)

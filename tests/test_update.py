@@ -670,3 +670,53 @@ def test_a_plain_step_that_overflows_is_not_taken():
     report = core.PolicyGradientUpdate(1e300, "sgd")(p.core, batch_of(p))
     assert report.status == Status.NON_FINITE
     unchanged(p, before)
+
+
+# ------------------------------------------------------------------------------- linear Gaussian
+
+
+def linear_gaussian(dtype, constant=False):
+    p = make_problem("gaussian", dtype=dtype, hidden=(), observation_size=4, count=400)
+    if constant:
+        p.observations[:, 2] = 1.5  # beside the bias, a second constant feature
+    return p
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("damping", [0.0, 1e-3, 0.1])
+@pytest.mark.parametrize("fraction", [1.0, 0.3])
+def test_a_linear_gaussian_policy_takes_the_exact_step_without_iterations(dtype, damping, fraction):
+    p = linear_gaussian(dtype)
+    rows = oracle.curvature_rows(400, fraction)
+    F = p.oracle.fisher(p.theta, p.observations[rows])
+    g = p.core.score(p.observations, p.actions, p.advantages)
+    x = np.linalg.solve(F + damping * np.eye(g.size), g)
+    update = core.TrustRegionUpdate(
+        max_kl=1e-3, damping=damping, curvature_fraction=fraction, line_search=None
+    )
+    report = update(p.core, p.batch)
+    assert report.accepted
+    assert report.cg.status is core.CgStatus.CONVERGED
+    assert report.cg.iterations == 0
+    tolerance = {"float64": 1e-10, "float32": 2e-4}[dtype]
+    np.testing.assert_allclose(report.cg.quadratic_form, x @ F @ x, rtol=tolerance)
+    assert report.cg.relative_residual < tolerance
+    step = np.sqrt(2e-3 / (x @ F @ x)) * x
+    moved = p.core.parameters.astype(float) - p.theta
+    assert np.linalg.norm(moved - step) < tolerance * np.linalg.norm(step)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("damping", [0.0, 0.1])
+def test_a_singular_linear_gaussian_policy_ends_in_a_status(dtype, damping):
+    p = linear_gaussian(dtype, constant=True)
+    report = core.TrustRegionUpdate(damping=damping, max_kl=1e-3)(p.core, p.batch)
+    assert report.status is core.UpdateStatus.ACCEPTED
+    assert report.cg.relative_residual < {"float64": 1e-10, "float32": 1e-4}[dtype]
+    assert report.kl <= 1e-3
+
+
+def test_the_empirical_fisher_of_a_linear_gaussian_policy_has_no_closed_form():
+    p = linear_gaussian("float64")
+    report = core.TrustRegionUpdate(fisher="empirical")(p.core, p.batch)
+    assert report.cg.iterations > 0

@@ -294,3 +294,22 @@ def test_the_callers_arrays_are_left_alone(fit):
     FITS[fit]()(value_function(), observations, targets)
     np.testing.assert_array_equal(observations, kept[0])
     np.testing.assert_array_equal(targets, kept[1])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("activation", ["tanh", "gelu"])
+def test_both_ways_of_products_fit_the_same_function_but_for_rounding(dtype, activation):
+    rng = np.random.default_rng(0)
+    observations = rng.normal(size=(900, 5)).astype(dtype)
+    targets = np.tanh(observations @ rng.normal(size=5)) + 0.3 * rng.normal(size=900)
+    fitted = {}
+    for method in ("auto", "passes", "adjoints"):
+        v = core.ValueFunction(5, hidden=(64, 64), activation=activation, dtype=dtype)
+        report = core.GaussNewtonFit(method=method)(v, observations, targets)
+        assert report.accepted
+        fitted[method] = v.parameters.copy()
+    difference = np.linalg.norm(fitted["adjoints"] - fitted["passes"])
+    assert 0 < difference < {"float64": 1e-10, "float32": 1e-2}[dtype]
+    np.testing.assert_array_equal(fitted["auto"], fitted["adjoints"])
+    with pytest.raises(ValueError, match="method: want auto"):
+        core.GaussNewtonFit(method="fast")

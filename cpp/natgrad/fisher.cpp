@@ -67,8 +67,8 @@ void Fisher<T>::provide_gram() {
 
 template <class T>
 bool Fisher<T>::solve(const double* b, double more_damping, int series, double* x) {
-  if (!is_linear_gaussian() || !LinearGaussian<T>::pays(*policy_->policy, policy_->network.rows(),
-                                                        series, true)) {
+  if (!is_linear_gaussian() ||
+      !LinearGaussian<T>::pays(*policy_->policy, policy_->network.rows(), series, true)) {
     return false;
   }
   provide_gram();
@@ -78,8 +78,8 @@ bool Fisher<T>::solve(const double* b, double more_damping, int series, double* 
 
 template <class T>
 void Fisher<T>::product(const double* v, double* out, int series) {
-  if (is_linear_gaussian() && LinearGaussian<T>::pays(*policy_->policy, policy_->network.rows(),
-                                                      series, false)) {
+  if (is_linear_gaussian() &&
+      LinearGaussian<T>::pays(*policy_->policy, policy_->network.rows(), series, false)) {
     provide_gram();
     linear_.product(v, out);
   } else if (method == FisherMethod::adjoints ||

@@ -51,8 +51,8 @@ void LinearGaussian<T>::product(const double* v, double* out) const {
     to.noalias() = gram_.topLeftCorner(in_, in_) * weights;
     to += v[biases + o] * gram_.col(in_).head(in_);
     to *= precision_[o];
-    out[biases + o] = precision_[o] * (gram_.col(in_).head(in_).dot(weights) +
-                                       gram_(in_, in_) * v[biases + o]);
+    out[biases + o] =
+        precision_[o] * (gram_.col(in_).head(in_).dot(weights) + gram_(in_, in_) * v[biases + o]);
     out[free + o] = 2 * weight_ * v[free + o];
   }
 }

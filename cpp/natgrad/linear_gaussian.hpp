@@ -33,9 +33,9 @@ class LinearGaussian {
 
  private:
   Index in_ = 0, out_ = 0;
-  double weight_ = 0;          // sum_n w_n / N
-  Buffer<double> precision_;   // (out): 1 / sigma^2
-  Eigen::MatrixXd gram_;       // (in + 1, in + 1)
+  double weight_ = 0;         // sum_n w_n / N
+  Buffer<double> precision_;  // (out): 1 / sigma^2
+  Eigen::MatrixXd gram_;      // (in + 1, in + 1)
   Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen_;
   Eigen::VectorXd phi_, rotated_;  // (in + 1) of one output
 };

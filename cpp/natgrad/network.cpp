@@ -546,39 +546,40 @@ void Linearization<T>::reduce(double* gradient) {
 // --- cached adjoints -----------------------------------------------------------------------------
 
 namespace {
-// The cost model counts in multiply-adds of a matrix product. Fitted to `benchmarks/adjoint_cache.py`
-// on a Zen 5 with AVX-512; the boundaries that follow from it lie elsewhere by little on machines
-// with another ratio of arithmetic to memory, because both ways are slowed alike.
-constexpr double kTouch = 6;        // to read an adjoint twice, out of a cache
-constexpr double kTouchMemory = 24;  // the same beyond the last cache
-constexpr double kCacheBytes = 16 << 20;
-constexpr double kRow = 60;   // one row of one layer: starts of loops, sums across lanes
-constexpr double kFill = 60;  // a column of the root for one row, in scalar code
+// The cost model: time of one row of a batch, in multiply-adds of a matrix product. Fitted to the
+// table that `benchmarks/adjoint_cache.py` prints, on a Zen 5 with AVX-512 and float32.
+constexpr double kPass = 1240, kPassLayer = 240;  // of a product by passes, of each layer in it
+constexpr double kSweep = 1470;                   // of a product by adjoints,
+constexpr double kColumn = 355;      // of each layer and column in it: sums across lanes
+constexpr double kShort = 1.1;       // its matrix products are shorter, and so slower
+constexpr double kTouch = 3.9;       // to read a number of the cache twice,
+constexpr double kTouchMemory = 23;  // and where all of it is more than this
+constexpr double kCacheBytes = 12 << 20;
 }  // namespace
 
 template <class T>
 Index Linearization<T>::width(std::size_t l) const {
-  return l + 1 < network_->layers().size() ? network_->layers()[l].out
-                                           : network_->output_columns();
+  return l + 1 < network_->layers().size() ? network_->layers()[l].out : network_->output_columns();
 }
 
 template <class T>
 bool Linearization<T>::adjoints_pay(Index columns, int sweeps) const {
+  if (sweeps < 2) return false;  // little to gain, and much memory
   const std::vector<Layer>& layers = network_->layers();
+  const double depth = static_cast<double>(layers.size()), k = static_cast<double>(columns);
   double passes = 0, products = 0, pulled = 0, values = 0;
   for (std::size_t l = 0; l < layers.size(); ++l) {
     const double product = static_cast<double>((layers[l].in + 1) * layers[l].out);
     passes += l > 0 ? 4 * product : 2 * product;
     products += 2 * product;
     pulled += l > 0 ? product : 0;
-    values += static_cast<double>(leading_dimension<T>(width(l)));
+    values += static_cast<double>(round_up(width(l), kLanes<T>));
   }
-  const double k = static_cast<double>(columns), depth = static_cast<double>(layers.size());
   const double bytes = static_cast<double>(rows_) * k * values * sizeof(T);
   const double touch = bytes <= kCacheBytes ? kTouch : kTouchMemory;
-  const double build = k * (pulled + touch * values + kFill);
-  const double sweep = products + k * (touch * values + kRow * depth);
-  return build + sweeps * sweep < sweeps * passes;
+  const double by_passes = passes + kPass + kPassLayer * depth;
+  const double by_adjoints = kShort * products + k * touch * values + kSweep + kColumn * k * depth;
+  return sweeps * by_adjoints + kShort * k * pulled < sweeps * by_passes;
 }
 
 // Rows of one column: the columns of an observation lie beside each other.
@@ -625,8 +626,8 @@ void Linearization<T>::sweep_adjoints(const double* direction,
     const auto visit = [&](std::size_t l) {
       const Matrix<T> d = adjoint_rows(l, first, rows, 0);
       const Matrix<T> x = scratch(worker->ping, rows, d.columns);
-      return kernels::Adjoints<T>{rows,   columns, d.data,   d.stride / columns, d.columns,
-                                  s.data, x.data,  x.stride, l == 0};
+      return kernels::Adjoints<T>{rows,   columns,  d.data, d.stride / columns, d.columns, s.data,
+                                  x.data, x.stride, l == 0};
     };
     for (std::size_t l = 0; direction != nullptr && l < count; ++l) {
       const kernels::Adjoints<T> p = visit(l);

@@ -121,8 +121,7 @@ class Linearization {
   //
   // with two of the four products of a layer. fill(first row, s (rows, columns)) may change the
   // coefficients; without a direction it writes them. evaluate() drops the adjoints.
-  void keep_adjoints(Index columns,
-                     FunctionRef<void(Index first, Index column, Matrix<T> d)> fill);
+  void keep_adjoints(Index columns, FunctionRef<void(Index first, Index column, Matrix<T> d)> fill);
   bool has_adjoints() const { return adjoint_columns_ > 0; }
   void sweep_adjoints(const double* direction, FunctionRef<void(Index first, Matrix<T> s)> fill,
                       double* gradient);

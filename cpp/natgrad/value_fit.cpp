@@ -129,8 +129,8 @@ void loss_gradient(Linearization<T>* network, const double* targets, double* gra
         nullptr, [&](Index first, Matrix<T> s) { fill(first, s, 1 / std::sqrt(rows)); }, gradient);
   } else {
     network->sweep(
-        nullptr,
-        [&](Index first, Matrix<const T>, Matrix<T> d) { fill(first, d, 1 / rows); }, gradient);
+        nullptr, [&](Index first, Matrix<const T>, Matrix<T> d) { fill(first, d, 1 / rows); },
+        gradient);
   }
 }
 

@@ -13,56 +13,61 @@ using natgrad::kernels::Adjoints;
 
 typedef ptrdiff_t Index;
 
-constexpr int kTogether = 4;  // rows of d, or vectors of a row, whose sums are independent
+constexpr int kTogether = 4;  // independent sums: of as many rows of d, or vectors of a row of x
 
 template <class T>
 inline __attribute__((always_inline)) Vec<T> load(const T* p) {
   return *(const typename Simd<T>::loose*)p;
 }
 
-// x[i] + x[i ^ bit] in lane i.
+// x[i] + x[i ^ bit] in the lanes i without that bit, the same of y in those with it.
 template <class T, int bit>
-inline __attribute__((always_inline)) Vec<T> add_partner(Vec<T> x) {
-  IVec<T> partner;
-#pragma GCC unroll 16
-  for (int i = 0; i < Simd<T>::lanes; ++i) partner[i] = i ^ bit;
+inline __attribute__((always_inline)) Vec<T> fold(Vec<T> x, Vec<T> y) {
+  constexpr int lanes = Simd<T>::lanes;
 #ifdef __clang__
-  Vec<T> other;
-  for (int i = 0; i < Simd<T>::lanes; ++i) other[i] = x[partner[i]];
-  return x + other;
+  Vec<T> result;
+  for (int i = 0; i < lanes; ++i) result[i] = i & bit ? y[i] + y[i ^ bit] : x[i] + x[i ^ bit];
+  return result;
 #else
-  return x + __builtin_shuffle(x, partner);
+  IVec<T> own, partner;
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) {
+    own[i] = i & bit ? lanes + i : i;
+    partner[i] = own[i] ^ bit;
+  }
+  return __builtin_shuffle(x, y, own) + __builtin_shuffle(x, y, partner);
 #endif
 }
 
-template <class T, int bit>
-inline __attribute__((always_inline)) T lane_sum(Vec<T> x) {
-  if constexpr (bit == 0) {
-    return x[0];
+// Halves the number of vectors until one is left, then adds what is left within it: the sum of v[m]
+// ends in the lane (and those after it) whose leading bits are those of m.
+template <class T, int M, int bit>
+inline __attribute__((always_inline)) Vec<T> lane_sums(const Vec<T>* v) {
+  if constexpr (M > 1) {
+    Vec<T> half[M / 2];
+#pragma GCC unroll 2
+    for (int m = 0; m < M / 2; ++m) half[m] = fold<T, bit>(v[m], v[m + M / 2]);
+    return lane_sums<T, M / 2, bit / 2>(half);
+  } else if constexpr (bit > 0) {
+    const Vec<T> sum = fold<T, bit>(v[0], v[0]);
+    return lane_sums<T, 1, bit / 2>(&sum);
   } else {
-    return lane_sum<T, bit / 2>(add_partner<T, bit>(x));
+    return v[0];
   }
 }
 
-// M rows of d from row i on, each against its row of x: column k of row `row` comes first.
+// M rows of d from row i on, each against its row of x; those are `step` apart.
 template <class T, int M>
-inline __attribute__((always_inline)) void dots_of(const Adjoints<T>& p, Index i, const T*& row,
-                                                   Index& k) {
+inline __attribute__((always_inline)) void dots_of(const Adjoints<T>& p, Index i, const T* x,
+                                                   Index step) {
   constexpr int lanes = Simd<T>::lanes;
   const T* d = p.d + i * p.ldd;
-  const T* x[M];
-#pragma GCC unroll 4
-  for (int m = 0; m < M; ++m) {
-    x[m] = row;
-    if (++k < p.columns) continue;
-    k = 0;
-    row += p.ldx;
-  }
-  Vec<T> acc[M] = {};
+  constexpr int folded = M == 3 ? 4 : M;
+  Vec<T> acc[folded] = {};
   Index c = 0;
   for (; c + lanes <= p.width; c += lanes) {
 #pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) acc[m] += load<T>(d + m * p.ldd + c) * load<T>(x[m] + c);
+    for (int m = 0; m < M; ++m) acc[m] += load<T>(d + m * p.ldd + c) * load<T>(x + m * step + c);
   }
   if (c < p.width) {  // what pads the rows may be anything, NaN too
     IVec<T> inside;
@@ -70,24 +75,37 @@ inline __attribute__((always_inline)) void dots_of(const Adjoints<T>& p, Index i
     for (int j = 0; j < lanes; ++j) inside[j] = c + j < p.width ? -1 : 0;
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-      const Vec<T> last = load<T>(d + m * p.ldd + c) * load<T>(x[m] + c);
+      const Vec<T> last = load<T>(d + m * p.ldd + c) * load<T>(x + m * step + c);
       acc[m] += (Vec<T>)((IVec<T>)last & inside);
     }
   }
+  const Vec<T> sums = lane_sums<T, folded, lanes / 2>(acc);
 #pragma GCC unroll 4
   for (int m = 0; m < M; ++m) {
-    const T dot = lane_sum<T, lanes / 2>(acc[m]);
+    const T dot = sums[m * (lanes / folded)];
     p.s[i + m] = p.overwrite ? dot : p.s[i + m] + dot;
   }
 }
 
+// `count` rows of d from row i on.
+template <class T>
+inline void dots_of_rows(const Adjoints<T>& p, Index i, Index count, const T* x, Index step) {
+  constexpr int M = Simd<T>::lanes < kTogether ? Simd<T>::lanes : kTogether;
+  const Index end = i + count;
+  for (; i + M <= end; i += M, x += M * step) dots_of<T, M>(p, i, x, step);
+  if constexpr (M == 4) {
+    if (i + 3 == end) return dots_of<T, 3>(p, i, x, step);
+    if (i + 2 == end) return dots_of<T, 2>(p, i, x, step);
+  }
+  if (i < end) dots_of<T, 1>(p, i, x, step);
+}
+
 template <class T>
 void dots(const Adjoints<T>& p) {
-  const Index count = p.rows * p.columns;
-  const T* row = p.x;
-  Index i = 0, k = 0;
-  for (; i + kTogether <= count; i += kTogether) dots_of<T, kTogether>(p, i, row, k);
-  for (; i < count; ++i) dots_of<T, 1>(p, i, row, k);
+  if (p.columns == 1) return dots_of_rows<T>(p, 0, p.rows, p.x, p.ldx);
+  for (Index r = 0; r < p.rows; ++r) {
+    dots_of_rows<T>(p, r * p.columns, p.columns, p.x + r * p.ldx, 0);
+  }
 }
 
 // V vectors of one row of x.
