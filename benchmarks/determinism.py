@@ -19,7 +19,11 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SHARDS = re.compile(r"(constexpr Index kMaxShards = )\d+;")
+ONE_SHARD = (
+    "cpp/natgrad/network.cpp",
+    re.compile(r"(constexpr Index kMaxShards =) \d+;"),
+    r"\1 1;",
+)
 
 UPDATE = """
 import json, sys, time
@@ -43,16 +47,16 @@ print(json.dumps([float(np.median(seconds)), (policy.parameters - start).tolist(
 """
 
 
-def build(folder: Path, one_shard: bool) -> Path:
-    """Installs the core into a folder of its own and returns that."""
+def build(folder: Path, edit: tuple[str, re.Pattern[str], str] | None) -> Path:
+    """Installs the core, with a source file edited, into a folder of its own and returns that."""
     source, target = folder / "source", folder / "site"
     leave_out = shutil.ignore_patterns("build", ".git", ".venv", "__pycache__", "_core*.so")
     shutil.copytree(ROOT, source, ignore=leave_out)
-    network = source / "cpp" / "natgrad" / "network.cpp"
-    text, found = SHARDS.subn(r"\g<1>1;", network.read_text())
-    assert found == 1, "network.cpp does not say kMaxShards once"
-    if one_shard:
-        network.write_text(text)
+    if edit is not None:
+        name, pattern, replacement = edit
+        text, found = pattern.subn(replacement, (source / name).read_text())
+        assert found, f"{name} has no {pattern.pattern}"
+        (source / name).write_text(text)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", str(target), str(source)], check=True)
     return target
@@ -79,7 +83,8 @@ def main() -> int:
     rounds = parser.parse_args().rounds
     within = True
     with tempfile.TemporaryDirectory() as folder:
-        sites = [build(Path(folder) / name, name == "one") for name in ("shards", "one")]
+        edits = {"shards": None, "one": ONE_SHARD}
+        sites = [build(Path(folder) / name, edit) for name, edit in edits.items()]
         for problem in ("S1", "S2"):
             times: list[list[float]] = [[], []]
             for _ in range(rounds):

@@ -45,17 +45,6 @@ inline void store(T* p, Vec<T> x) {
   *(typename Simd<T>::loose*)p = x;
 }
 
-// No instruction: says that x is used and changed here, so that the products stay in their order and
-// each accumulator in its register. Left to itself GCC 12 reorders the unrolled loop and spills one.
-template <class T>
-inline __attribute__((always_inline)) void pin(Vec<T>& x) {
-#if defined(__x86_64__)
-  asm volatile("" : "+v"(x));
-#elif defined(__aarch64__)
-  asm volatile("" : "+w"(x));
-#endif
-}
-
 // One step of the block's k-loop: acc[m][v] += a(m) * b[v].
 template <class T, int M, int V>
 inline __attribute__((always_inline)) void outer_product(Vec<T> (&acc)[M][V], const T* a,
@@ -67,10 +56,7 @@ inline __attribute__((always_inline)) void outer_product(Vec<T> (&acc)[M][V], co
   for (int m = 0; m < M; ++m) {
     const T scalar = a[m * stride_m];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      acc[m][v] += scalar * row[v];
-      pin<T>(acc[m][v]);
-    }
+    for (int v = 0; v < V; ++v) acc[m][v] += scalar * row[v];
   }
 }
 

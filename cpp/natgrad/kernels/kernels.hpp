@@ -1,6 +1,6 @@
 // The dense-layer kernels, one table of plain function pointers per instruction set.
 //
-// Everything that costs O(N P) in natgrad is one of two products:
+// Everything that costs O(N P) in natgrad is one of three products:
 //
 //   multiply          C = epilogue(A B + A2 B2 + bias)   a layer: forward, forward mode, reverse mode
 //   multiply_narrow   the same for a few columns         the outputs
