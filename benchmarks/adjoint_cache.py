@@ -5,19 +5,23 @@
 
 Each row times conjugate gradients by passes (eq. 12, 13) and by cached adjoints (eq. 18, 19),
 their making included, in turns. `chosen` is what method="auto" does, told by the bits of its
-answer; `loss` is how much longer that takes than the faster way. Exits with 1 if a loss exceeds --tolerance.
+answer; `loss` is how much longer that takes than the faster way. Exits with 1 if a loss exceeds
+--tolerance.
 """
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
 import natgrad
 from natgrad import _core, bench
 
+Method = Literal["auto", "passes", "adjoints"]
 NETWORKS: tuple[tuple[int, tuple[int, ...]], ...] = (
     (4, (16, 16)), (4, (32, 32)), (4, (64, 64)), (17, (64, 64)), (17, (128, 128)),
     (11, (100, 50, 25)), (17, (256, 256)), (348, (256, 256)), (8, (64,)), (27, (64, 64, 64)),
@@ -31,14 +35,32 @@ ROWS = (512, 2048, 8192, 32768)
 MOST_WORK = 3e9  # operations of one series of products; larger problems are left out
 
 
-def turns(calls: dict[str, Callable[[], float]], seconds: float) -> dict[str, float]:
-    """Median seconds of each call, one after the other in rounds; a call times itself."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+Solve = Callable[[Method], tuple[float, bench.Doubles]]
+
+
+def timed_solve(
+    policy: natgrad.Policy,
+    observations: np.ndarray,
+    g: np.ndarray,
+    products: int,
+    method: Method,
+) -> tuple[float, bench.Doubles]:
+    """Seconds of the solve, with an operator that has done nothing yet, and the solution."""
+    fisher = _core.Fisher(policy, observations, method=method)
+    begin = time.perf_counter()
+    result = natgrad.conjugate_gradient(fisher, g, damping=0.1, rtol=0.0, max_iterations=products)
+    return time.perf_counter() - begin, result.x
+
+
+def turns(solve: Solve, seconds: float) -> dict[Method, float]:
+    """Median seconds of both ways, one after the other in rounds."""
+    ways: tuple[Method, ...] = ("passes", "adjoints")
+    taken: dict[Method, list[float]] = {way: [] for way in ways}
     until = time.perf_counter() + seconds
-    while time.perf_counter() < until or len(taken[next(iter(calls))]) < 5:
-        for name, call in calls.items():
-            taken[name].append(call())
-    return {name: statistics.median(values) for name, values in taken.items()}
+    while time.perf_counter() < until or len(taken["passes"]) < 5:
+        for way in ways:
+            taken[way].append(solve(way)[0])
+    return {way: statistics.median(values) for way, values in taken.items()}
 
 
 def main() -> int:
@@ -71,26 +93,16 @@ def main() -> int:
                 actions, _ = policy.sample(observations, natgrad.Rng(0))
                 g = policy.score(observations, actions, generator.normal(size=rows))
 
-                def solve(method: str) -> tuple[float, np.ndarray]:
-                    fisher = _core.Fisher(policy, observations, method=method)  # noqa: B023
-                    begin = time.perf_counter()
-                    result = natgrad.conjugate_gradient(
-                        fisher, g, damping=0.1, rtol=0.0, max_iterations=options.products  # noqa: B023
-                    )  # fmt: skip
-                    return time.perf_counter() - begin, result.x
-
-                x = {method: solve(method)[1] for method in ("auto", "passes", "adjoints")}
+                solve = functools.partial(timed_solve, policy, observations, g, options.products)
+                same = np.array_equal(solve("auto")[1], solve("adjoints")[1])
+                chosen: Method = "adjoints" if same else "passes"
                 bench.require_close(
                     f"{shape}: F @ v by adjoints",
                     _core.Fisher(policy, observations, method="adjoints") @ g,
                     _core.Fisher(policy, observations, method="passes") @ g,
                     bench.TOLERANCE[options.dtype],
                 )
-                chosen = "adjoints" if np.array_equal(x["auto"], x["adjoints"]) else "passes"
-                seconds = turns(
-                    {method: lambda m=method: solve(m)[0] for method in ("passes", "adjoints")},
-                    options.seconds,
-                )
+                seconds = turns(solve, options.seconds)
                 loss = seconds[chosen] / min(seconds.values()) - 1
                 worst = max(worst, loss)
                 name = "-".join(map(str, (inputs, *hidden)))

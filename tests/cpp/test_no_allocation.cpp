@@ -56,11 +56,11 @@ void expect_no_allocation(const char* what, F f) {
 
 template <class T>
 void check(const char* dtype, const char* name, Distribution distribution, Index fourier_features,
-           const TrustRegionOptions& options) {
+           const TrustRegionOptions& options, std::vector<Index> hidden = {33, 16}) {
   constexpr Index rows = 700, inputs = 5;
   NetworkSpec spec;
   spec.inputs = inputs;
-  spec.hidden = {33, 16};
+  spec.hidden = std::move(hidden);
   spec.activation = Activation::silu;
   spec.fourier_features = fourier_features;
   Policy<T> policy(spec, distribution, Initialization::orthogonal, 1.0, 0.0);
@@ -93,6 +93,13 @@ void check(const char* dtype, const char* name, Distribution distribution, Index
   GaussNewtonFit<T> gauss_newton(GaussNewtonOptions{});
   expect_no_allocation(label("Gauss-Newton fit"),
                        [&] { gauss_newton(critic, batch, advantages.data()); });
+  for (const FisherMethod method : {FisherMethod::passes, FisherMethod::adjoints}) {
+    GaussNewtonOptions either;
+    either.method = method;
+    GaussNewtonFit<T> fit(either);
+    expect_no_allocation(label("Gauss-Newton fit, given method"),
+                         [&] { fit(critic, batch, advantages.data()); });
+  }
   AdamFit<T> adam(AdamFitOptions{});
   expect_no_allocation(label("Adam fit"), [&] { adam(critic, batch, advantages.data()); });
 }
@@ -111,5 +118,7 @@ int main() {
   check<double>("double", "Gaussian, empirical part", DiagonalGaussian{2, true}, 0, part);
   check<float>("float", "categoricals, closed form", Categoricals({3, 2}, false), 0, closed_form);
   check<double>("double", "Bernoulli, Fourier features", Bernoulli{4}, 20, {});
+  check<float>("float", "linear Gaussian", DiagonalGaussian{3, false}, 0, {}, {});
+  check<float>("float", "two actions", Categoricals({2}, true), 0, {}, {64, 64});
   return failures == 0 ? 0 : 1;
 }
