@@ -45,10 +45,13 @@ def test_cartpole_is_solved(algorithm):
     ("env", "steps", "before", "after"),
     [("Pendulum-v1", 60_000, -900, -400), ("Acrobot-v1", 35_000, -450, -150)],
 )
-def test_classic_control_is_learnt(env, steps, before, after):
-    agent = natgrad.TRPO(env, batch_size=1024, seed=0)
-    assert history(agent, steps)[0]["rollout/ep_rew_mean"] < before
-    assert natgrad.evaluate(agent, episodes=10).mean > after
+def test_classic_control_is_learnt_by_most_seeds(env, steps, before, after):
+    returns = []
+    for seed in range(3):
+        agent = natgrad.TRPO(env, batch_size=1024, seed=seed)
+        assert history(agent, steps)[0]["rollout/ep_rew_mean"] < before
+        returns.append(natgrad.evaluate(agent, episodes=10).mean)
+    assert sorted(returns)[1] > after
 
 
 @pytest.mark.slow
