@@ -47,9 +47,8 @@ double norm(const double* x, Index n, double squared) {
 CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double* x,
                              const CgOptions& options, const LinearOperator* preconditioner,
                              CgScratch* scratch) {
-  for (Buffer<double>* buffer : {&scratch->r, &scratch->p, &scratch->z, &scratch->q}) {
-    buffer->resize(n);
-  }
+  for (Buffer<double>* buffer : {&scratch->r, &scratch->p, &scratch->q}) buffer->resize(n);
+  if (preconditioner != nullptr) scratch->z.resize(n);
   double* r = scratch->r.data();
   double* p = scratch->p.data();
   double* z = preconditioner != nullptr ? scratch->z.data() : r;
