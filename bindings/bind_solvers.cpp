@@ -1,13 +1,11 @@
 #include <pybind11/native_enum.h>
 #include <pybind11/stl.h>
 
-#include <Eigen/Dense>
-#include <functional>
 #include <optional>
 
 #include "natgrad/conjugate_gradient.hpp"
 #include "natgrad/line_search.hpp"
-#include "py_fisher.hpp"
+#include "py_operator.hpp"
 
 namespace natgrad::bindings {
 namespace {
@@ -42,56 +40,6 @@ std::string message_of(const CgSummary& s) {
                   name_of(s.status), s.iterations, s.relative_residual());
   }
   return text;
-}
-
-// y = A x for anything that Python may offer. `compiled` operators run without the GIL.
-struct OperatorFromPython {
-  std::function<void(const double*, double*)> apply;
-  bool compiled = false;
-};
-
-// `products` is how many may be asked for.
-OperatorFromPython make_operator(py::handle a, Index n, const std::string& name, int products) {
-  if (py::isinstance<PyFisher>(a)) {
-    auto& fisher = a.cast<PyFisher&>();
-    if (fisher.size() != n) {
-      wrong_value(name, "want shape (" + std::to_string(n) + ", " + std::to_string(n) +
-                            ") to match b, got a Fisher with P = " + std::to_string(fisher.size()));
-    }
-    return {[&fisher, products](const double* x, double* y) { fisher.product(x, y, products); },
-            true};
-  }
-  // Foreign operators are given a copy of the vector: they may keep it.
-  const auto from_callable = [n, name](py::object call) -> OperatorFromPython {
-    return {[call = std::move(call), n, name](const double* x, double* y) {
-              const auto result =
-                  vector_of<double>(call(py::array_t<double>(n, x)), name + "(v)", n, false);
-              std::copy_n(result.data(), n, y);
-            },
-            false};
-  };
-  if (py::hasattr(a, "matvec")) return from_callable(a.attr("matvec"));
-  if (py::hasattr(a, "__array_priority__") == false || py::isinstance<py::array>(a)) {
-    if (!PyCallable_Check(a.ptr())) {
-      const py::array raw = numeric_array(a, name);
-      if (raw.ndim() != 2 || raw.shape(0) != n || raw.shape(1) != n) {
-        wrong_value(name, "want shape (" + std::to_string(n) + ", " + std::to_string(n) +
-                              ") to match b, got " + shape_text(raw));
-      }
-      const Array<double> matrix(raw);
-      require_finite(matrix, name);
-      return {[matrix, n](const double* x, double* y) {
-                using RowMajor =
-                    Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-                Eigen::Map<Eigen::VectorXd>(y, n).noalias() =
-                    Eigen::Map<const RowMajor>(matrix.data(), n, n) *
-                    Eigen::Map<const Eigen::VectorXd>(x, n);
-              },
-              true};
-    }
-  }
-  if (py::hasattr(a, "__matmul__")) return from_callable(a.attr("__matmul__"));  // scipy.sparse
-  return from_callable(py::reinterpret_borrow<py::object>(a));
 }
 
 CgResult solve(py::handle a, py::handle given_b, py::handle given_x0, double damping, double rtol,

@@ -108,10 +108,16 @@ class PyFisher : public ZeroedUntilConstructed {
     return visit([](const auto& t) { return t.fisher.damping; });
   }
 
+  // f(fisher) with the typed operator, one call at a time; without the GIL.
+  template <class F>
+  decltype(auto) run(F&& f) {
+    const std::lock_guard lock(mutex_);
+    return visit([&](auto& t) -> decltype(auto) { return f(t.fisher); });
+  }
+
   // Without the GIL. The solvers call this directly, and say how many products they may ask for.
   void product(const double* v, double* out, int series) {
-    const std::lock_guard lock(mutex_);
-    visit([&](auto& t) { t.fisher.product(v, out, series); });
+    run([&](auto& fisher) { fisher.product(v, out, series); });
   }
 
   py::array_t<double> matvec(py::handle given) {
@@ -151,8 +157,7 @@ class PyFisher : public ZeroedUntilConstructed {
     py::array_t<double> out({size(), size()});
     double* to = out.mutable_data();
     const py::gil_scoped_release release;  // plain memory from here on
-    const std::lock_guard lock(mutex_);
-    visit([&](auto& t) { t.fisher.to_dense(to); });
+    run([&](auto& fisher) { fisher.to_dense(to); });
     return out;
   }
 
@@ -160,8 +165,7 @@ class PyFisher : public ZeroedUntilConstructed {
     py::array_t<double> out(size());
     double* to = out.mutable_data();
     const py::gil_scoped_release release;  // plain memory from here on
-    const std::lock_guard lock(mutex_);
-    visit([&](auto& t) { t.fisher.diagonal(to); });
+    run([&](auto& fisher) { fisher.diagonal(to); });
     return out;
   }
 

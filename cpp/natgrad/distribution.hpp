@@ -202,6 +202,27 @@ struct Categoricals {
     }
   }
 
+  // out = scale Q z with z(0) .. z(rank - 1): a combination of the columns below.
+  template <class T, class Z>
+  void fisher_root_product(const T* s, Z z, double scale, T* out) const {
+    Index column = 0;
+    for (std::size_t j = 0; j < sizes.size(); s += sizes[j], out += sizes[j++]) {
+      const Index last = sizes[j] - 1;
+      const double q_last = std::sqrt(static_cast<double>(s[last]));
+      double along = 0;
+      for (Index i = 0; i < last; ++i) {
+        along += std::sqrt(static_cast<double>(s[i])) * z(column + i);
+      }
+      along /= 1 + q_last;
+      for (Index i = 0; i < last; ++i) {
+        const double q = std::sqrt(static_cast<double>(s[i]));
+        out[i] = static_cast<T>(scale * q * (z(column + i) - q * along));
+      }
+      out[last] = static_cast<T>(-scale * q_last * (q_last + 1) * along);
+      column += last;
+    }
+  }
+
   // I - q q' = H (I - e e') H with e the last unit vector and H the reflection that takes q to -e,
   // so every column of diag(q) H but the last, one less than there are categories.
   template <class T>
@@ -312,6 +333,13 @@ struct DiagonalGaussian {
     for (Index i = 0; i < 2 * n; ++i) out[i] = static_cast<T>(scale) * s[i] * u[i];
   }
 
+  template <class T, class Z>
+  void fisher_root_product(const T* s, Z z, double scale, T* out) const {
+    for (Index i = 0; i < 2 * n; ++i) {
+      out[i] = static_cast<T>(scale * z(i) * std::sqrt(static_cast<double>(s[i])));
+    }
+  }
+
   template <class T>
   void fisher_root_column(const T* s, Index column, double scale, T* out) const {
     std::fill_n(out, 2 * n, T(0));
@@ -410,6 +438,13 @@ struct Bernoulli {
   template <class T>
   void fisher_product(const T* s, const T* u, double scale, T* out) const {
     for (Index i = 0; i < n; ++i) out[i] = static_cast<T>(scale) * s[i] * u[i];
+  }
+
+  template <class T, class Z>
+  void fisher_root_product(const T* s, Z z, double scale, T* out) const {
+    for (Index i = 0; i < n; ++i) {
+      out[i] = static_cast<T>(scale * z(i) * std::sqrt(static_cast<double>(s[i])));
+    }
   }
 
   template <class T>

@@ -10,6 +10,27 @@ using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::Ro
 // Rows whose Khatri-Rao products are formed at once for a dense matrix.
 constexpr Index kChunkRows = 256;
 
+// +1 or -1 for each column, a function of row and column alone: the bits of SplitMix64 (Steele, Lea
+// and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+class RandomSigns {
+ public:
+  explicit RandomSigns(Index row) : row_(static_cast<std::uint64_t>(row)) {}
+  double operator()(Index column) {
+    if (column / 64 != word_) {
+      word_ = column / 64;
+      std::uint64_t x = (row_ << 20 | static_cast<std::uint64_t>(word_ + 1)) * 0x9E3779B97F4A7C15u;
+      x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
+      x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+      bits_ = x ^ x >> 31;
+    }
+    return (bits_ >> (column % 64) & 1) != 0 ? 1.0 : -1.0;
+  }
+
+ private:
+  std::uint64_t row_, bits_ = 0;
+  Index word_ = -1;
+};
+
 }  // namespace
 
 template <class T>
@@ -27,7 +48,7 @@ void Fisher<T>::attach(LinearizedPolicy<T>* policy, FisherKind kind, Matrix<cons
                        const double* weights) {
   policy_ = policy;
   kind_ = kind;
-  has_state_ = has_gram_ = false;
+  has_state_ = has_gram_ = has_free_ = false;
   uniform_ = weights == nullptr;
   const Index rows = policy->network.rows();
   weights_.resize(rows);
@@ -158,17 +179,29 @@ void Fisher<T>::provide_adjoints() {
   if (policy_->network.has_adjoints()) return;
   provide_state();
   policy_->network.keep_adjoints(adjoint_columns(), [&](Index first, Index column, Matrix<T> d) {
-    fill_column(first, column, d);
+    fill_column(first, 1, column, d);
   });
-  if (kind_ == FisherKind::empirical) return;
+  free_diagonal();
+}
+
+// M is diagonal there; of the empirical kind, the squares of the scores.
+template <class T>
+const Buffer<double>& Fisher<T>::free_diagonal() {
+  if (has_free_) return free_state_;
+  provide_state();
   const Index free = policy_->policy->network().spec().free_outputs;
   const Index all = policy_->network.outputs().columns;
   free_state_.resize(free);
   free_state_.fill_zero();
   for (Index n = 0; n < weights_.size(); ++n) {
     const T* state = state_.data() + (n + 1) * all - free;
-    for (Index i = 0; i < free; ++i) free_state_[i] += weights_[n] * static_cast<double>(state[i]);
+    for (Index i = 0; i < free; ++i) {
+      const double s = static_cast<double>(state[i]);
+      free_state_[i] += weights_[n] * (kind_ == FisherKind::exact ? s : s * s);
+    }
   }
+  has_free_ = true;
+  return free_state_;
 }
 
 template <class T>
@@ -179,14 +212,15 @@ void Fisher<T>::product_by_adjoints(const double* v, double* out) {
   for (Index i = 0; i < free_state_.size(); ++i) out[offset + i] = free_state_[i] * v[offset + i];
 }
 
-// d_n = sqrt(w_n / N) * column of the square root of M_n.
+// d_n = sqrt(w_n / N) * column of the square root of M_n, for n = first, first + every, ...
 template <class T>
-void Fisher<T>::fill_column(Index first, Index column, Matrix<T> d) const {
+void Fisher<T>::fill_column(Index first, Index every, Index column, Matrix<T> d) const {
   std::visit(
       [&](const auto& distribution) {
         for (Index r = 0; r < d.rows; ++r) {
-          const T* state = state_.data() + (first + r) * d.columns;
-          const double scale = std::sqrt(weights_[first + r]);
+          const Index n = first + every * r;
+          const T* state = state_.data() + n * d.columns;
+          const double scale = std::sqrt(weights_[n]);
           if (kind_ == FisherKind::exact) {
             distribution.fisher_root_column(state, column, scale, d.row(r));
           } else {
@@ -195,6 +229,37 @@ void Fisher<T>::fill_column(Index first, Index column, Matrix<T> d) const {
         }
       },
       policy_->policy->distribution());
+}
+
+// The sum of all columns, each with a random sign.
+template <class T>
+void Fisher<T>::fill_signed(Index first, Index every, Matrix<T> d) const {
+  std::visit(
+      [&](const auto& distribution) {
+        for (Index r = 0; r < d.rows; ++r) {
+          const Index n = first + every * r;
+          distribution.fisher_root_product(state_.data() + n * d.columns, RandomSigns(n),
+                                           std::sqrt(weights_[n]), d.row(r));
+        }
+      },
+      policy_->policy->distribution());
+}
+
+template <class T>
+void Fisher<T>::kronecker_sums(Index every, bool all_columns, KroneckerSums* sums) {
+  provide_state();
+  const bool several = kind_ == FisherKind::exact && adjoint_columns() > 1;
+  const Index count = several && all_columns ? adjoint_columns() : 1;
+  policy_->network.kronecker_sums(
+      every, count,
+      [&](Index first, Index step, Index column, Matrix<T> d) {
+        if (several && !all_columns) {
+          fill_signed(first, step, d);
+        } else {
+          fill_column(first, step, column, d);
+        }
+      },
+      sums);
 }
 
 template <class T>
@@ -230,7 +295,7 @@ void Fisher<T>::for_each_adjoint(Visit visit) {
     h[count].setOnes(rows, 1);
     for (Index column = 0; column < this->columns(); ++column) {
       const Matrix<T> top{cotangent.data(), rows, columns, leading_dimension<T>(columns)};
-      fill_column(first, column, top);
+      fill_column(first, 1, column, top);
       network.adjoints(first, top, &adjoints);
       for (std::size_t l = 0; l <= count; ++l) {
         d[l].resize(rows, l < count ? layers[l].out : free_outputs);

@@ -44,6 +44,8 @@ class Fisher {
               const double* weights);   // (N)
 
   Index size() const { return policy_->policy->parameter_count(); }
+  Index rows() const { return policy_->network.rows(); }
+  const Network<T>& network() const { return policy_->policy->network(); }
 
   // out = F v, as one of a series of so many. What makes the series faster is made by its first
   // product and kept; which way is taken depends on the problem and on the argument alone.
@@ -52,6 +54,13 @@ class Fisher {
   // x = (F + damping I)^-1 b, damping both F's own and that given, where there is a closed form that
   // takes less time than a series of so many products; false where not, or if x is not finite.
   bool solve(const double* b, double more_damping, int series, double* x);
+
+  // What Kronecker factors are made of (eq. 21), of every `every`-th observation or so; adjoints of all
+  // columns of the root of M, or of one combination of them with random signs, whose outer product
+  // has the same expectation. Scaled so that the sums of all observations would be means.
+  void kronecker_sums(Index every, bool all_columns, KroneckerSums* sums);
+  // Diagonal of F that belongs to the free outputs; without damping.
+  const Buffer<double>& free_diagonal();
 
   // F (P, P), row-major, assembled from blocks of layers (eq. 14); never by P products.
   void to_dense(double* out);
@@ -64,7 +73,8 @@ class Fisher {
   void for_each_adjoint(Visit visit);
   Index columns() const;
   Index adjoint_columns() const;
-  void fill_column(Index first, Index column, Matrix<T> d) const;
+  void fill_column(Index first, Index every, Index column, Matrix<T> d) const;
+  void fill_signed(Index first, Index every, Matrix<T> d) const;
   bool is_linear_gaussian() const;
   template <class D>
   const double* share(const D& distribution);
@@ -81,7 +91,7 @@ class Fisher {
   Buffer<double> shared_;      // what all rows of the distribution share
   Buffer<double> free_state_;  // of the free outputs: sum_n w_n / N M_n, which is diagonal there
   LinearGaussian<T> linear_;
-  bool uniform_ = true, has_state_ = false, has_gram_ = false;
+  bool uniform_ = true, has_state_ = false, has_gram_ = false, has_free_ = false;
 };
 
 }  // namespace natgrad

@@ -222,8 +222,8 @@ Matrix<T> Linearization<T>::scratch(Buffer<T>& buffer, Index rows, Index columns
 }
 
 template <class T>
-Index Linearization<T>::shard_begin(int shard) const {
-  return shard == shards_ ? rows_ : rows_ / kBlockRows * shard / shards_ * kBlockRows;
+Index Linearization<T>::shard_begin(int shard, int shards) const {
+  return shard == shards ? rows_ : rows_ / kBlockRows * shard / shards * kBlockRows;
 }
 
 template <class T>
@@ -257,20 +257,27 @@ void Linearization<T>::provide_workers() {
 
 template <class T>
 template <class F>
-void Linearization<T>::for_each_tile(F f) {
+void Linearization<T>::for_each_tile(int shards, F f) {
   provide_workers();  // the number of threads may have changed since the last pass
-  parallel_for(shards_, [&](int shard, int worker) {
-    const Index begin = shard_begin(shard), end = shard_begin(shard + 1);
-    // Tiles of nearly equal height, so that the last one is not a sliver, in whole register blocks.
-    const Index tiles = (end - begin + tile_rows_ - 1) / tile_rows_;
-    Index first = begin;
-    for (Index left = tiles; first < end; --left) {
-      const Index even = round_up((end - first) / left, kBlockRows);
-      const Index rows = left > 1 ? std::min(even, end - first) : end - first;
+  parallel_for(shards, [&](int shard, int worker) {
+    for_each_tile_of(shard, shards, [&](Index first, Index rows) {
       f(first, rows, shard, &workers_[static_cast<std::size_t>(worker)]);
-      first += rows;
-    }
+    });
   });
+}
+
+// Tiles of nearly equal height, so that the last one is not a sliver, in whole register blocks.
+template <class T>
+template <class F>
+void Linearization<T>::for_each_tile_of(int shard, int shards, F f) const {
+  const Index end = shard_begin(shard + 1, shards);
+  Index first = shard_begin(shard, shards);
+  for (Index left = (end - first + tile_rows_ - 1) / tile_rows_; first < end; --left) {
+    const Index even = round_up((end - first) / left, kBlockRows);
+    const Index rows = left > 1 ? std::min(even, end - first) : end - first;
+    f(first, rows);
+    first += rows;
+  }
 }
 
 template <class T>
@@ -448,8 +455,8 @@ Matrix<const T> Linearization<T>::forward_mode(Index first, Index rows, Worker* 
 
 // d_{l-1} = (d_l W_l) * act'(z_{l-1}), for the rows of a tile                             (eq. 13)
 template <class T>
-void Linearization<T>::pull_back(std::size_t l, Index first, Matrix<const T> d,
-                                 Matrix<T> below) const {
+void Linearization<T>::pull_back(std::size_t l, Index first, Matrix<const T> d, Matrix<T> below,
+                                 Index every) const {
   const Layer& layer = network_->layers()[l];
   kernels::Multiply<T> p{};
   p.rows = d.rows;
@@ -462,8 +469,9 @@ void Linearization<T>::pull_back(std::size_t l, Index first, Matrix<const T> d,
   p.n = round_up(layer.in, kLanes<T>);
   p.epilogue = Epilogue::derive;
   p.activation = network_->spec().activation;
-  p.ldcached = leading_dimension<T>(layer.in);
-  p.cached = cached(l).data() + first * p.ldcached;
+  const Index stride = leading_dimension<T>(layer.in);
+  p.ldcached = every * stride;
+  p.cached = cached(l).data() + first * stride;
   kernels::table<T>().multiply(p);
 }
 
@@ -660,6 +668,102 @@ void Linearization<T>::sweep_adjoints(const double* direction,
     }
   });
   reduce(gradient);
+}
+
+// --- Kronecker factors ---------------------------------------------------------------------------
+
+namespace {
+// Fewer tasks than shards where the sums of all would take more memory than this.
+constexpr Index kKroneckerBytes = 64 << 20;
+constexpr Index kGramBand = 32;  // rows; whole lanes of both types
+
+// The upper triangle of G += X'X for x (rows, n), in bands of rows from the diagonal on; what a band
+// has left of the diagonal is not defined.
+template <class T>
+void gram(Index rows, const T* x, Index ldx, Index n, T* g, Index ldg, bool overwrite) {
+  for (Index b = 0; b < n; b += kGramBand) {
+    kernels::table<T>().accumulate({rows, x + b, ldx, std::min(kGramBand, n - b), x + b, ldx, n - b,
+                                    g + b * ldg + b, ldg, overwrite});
+  }
+}
+
+// a (n, n) from rows of its upper triangle that are already in place.
+void mirror(double* a, Index n) {
+  for (Index i = 0; i < n; ++i) {
+    for (Index j = 0; j < i; ++j) a[i * n + j] = a[j * n + i];
+  }
+}
+}  // namespace
+
+template <class T>
+void Linearization<T>::kronecker_sums(Index every, Index columns,
+                                      FunctionRef<void(Index, Index, Index, Matrix<T>)> fill,
+                                      KroneckerSums* sums) {
+  const std::vector<Layer>& layers = network_->layers();
+  // Of one task, for each layer: H'H (in, in), colsum H (in), D'D (out, out), padded.
+  Index size = 0;
+  for (const Layer& layer : layers) {
+    size += (layer.in + 1) * leading_dimension<T>(layer.in);
+    size += layer.out * leading_dimension<T>(layer.out);
+  }
+  int tasks = shards_;
+  while (tasks > 2 && tasks * size * static_cast<Index>(sizeof(T)) > kKroneckerBytes) tasks /= 2;
+  accumulators_.resize(std::max(tasks * size, shards_ * accumulator_size_));
+
+  for_each_tile(tasks, [&](Index first, Index tile_rows, int task, Worker* worker) {
+    const Index rows = (tile_rows + every - 1) / every;
+    const bool overwrite = first == shard_begin(task, tasks);
+    for (Index column = 0; column < columns; ++column) {
+      Matrix<T> d = scratch(worker->cotangent, rows, network_->output_columns());
+      fill(first, every, column, d);
+      T* end = accumulators_.data() + (task + 1) * size;  // the last layer's sums come last
+      Buffer<T>* buffers[2] = {&worker->ping, &worker->pong};
+      for (std::size_t l = layers.size(); l-- > 0;) {
+        const auto [in, out, weight, bias] = layers[l];
+        const Index stride = leading_dimension<T>(out), input_stride = leading_dimension<T>(in);
+        end -= out * stride;
+        gram(rows, d.data, d.stride, out, end, stride, overwrite && column == 0);
+        end -= (in + 1) * input_stride;
+        if (column == 0) {
+          const T* h = layer_input(l).row(first);
+          const Index ldh = every * input_stride;
+          gram(rows, h, ldh, in, end, input_stride, overwrite);
+          kernels::table<T>().column_sums(h, rows, ldh, in, overwrite, end + in * input_stride);
+        }
+        if (l == 0) break;
+        const Matrix<T> below = scratch(*buffers[l % 2], rows, in);
+        pull_back(l, first, d, below, every);
+        d = below;
+      }
+    }
+  });
+
+  sums->inputs.resize(layers.size());
+  sums->adjoints.resize(layers.size());
+  sums->rows = 0;
+  for (int task = 0; task < tasks; ++task) {
+    for_each_tile_of(task, tasks,
+                     [&](Index, Index rows) { sums->rows += (rows + every - 1) / every; });
+  }
+  Index offset = 0;
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const auto sum = [&](Index columns_of_row, double* to, Index stride) {
+      kernels::table<T>().sum_shards(accumulators_.data() + offset, tasks, size, columns_of_row,
+                                     to);
+      offset += stride;
+    };
+    const auto [in, out, weight, bias] = layers[l];
+    sums->inputs[l].resize((in + 1) * (in + 1));
+    sums->adjoints[l].resize(out * out);
+    double* a = sums->inputs[l].data();
+    for (Index i = 0; i <= in; ++i) sum(in, a + i * (in + 1), leading_dimension<T>(in));
+    for (Index i = 0; i < in; ++i) a[i * (in + 1) + in] = a[in * (in + 1) + i];
+    a[in * (in + 1) + in] = static_cast<double>(sums->rows);
+    mirror(a, in + 1);
+    double* s = sums->adjoints[l].data();
+    for (Index i = 0; i < out; ++i) sum(out, s + i * out, leading_dimension<T>(out));
+    mirror(s, out);
+  }
 }
 
 // --- products of the inputs ----------------------------------------------------------------------

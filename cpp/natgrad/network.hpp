@@ -88,6 +88,17 @@ class Network {
   PackedLayers<T> fourier_;  // one layer: P / nu and phi
 };
 
+// Sums over a batch that Kronecker factors are made of, for each layer l:
+//
+//   inputs[l]   = sum_n phi_n phi_n'           (in + 1, in + 1), phi = (h_{l-1}, 1)
+//   adjoints[l] = sum_n sum_k d^k_n d^k_n'     (out, out)
+//
+// over the rows that took part.
+struct KroneckerSums {
+  std::vector<Buffer<double>> inputs, adjoints;
+  Index rows = 0;
+};
+
 // A network at one parameter vector on one batch: cached activations, and the two products with its
 // Jacobian that everything else is made of. The batch is cut into shards by its size alone and each
 // shard into tiles of rows; a tile goes through all layers while it is in cache.
@@ -134,6 +145,12 @@ class Linearization {
   // and a one for its bias; null weights are ones.
   void input_gram(const double* weights, double* gram);
 
+  // Pulls `columns` cotangents of about one row in `every` back through all layers, without keeping
+  // them: fill(r, every, k, d) writes the k-th of the rows r, r + every, ...
+  void kronecker_sums(Index every, Index columns,
+                      FunctionRef<void(Index first, Index every, Index column, Matrix<T> d)> fill,
+                      KroneckerSums* sums);
+
   // Adjoints of one tile: d (rows, K) is pulled back through all layers; adjoints[l] (rows, out_l)
   // is the derivative with respect to z_l. For dense matrices and diagonals.
   void adjoints(Index first, Matrix<const T> d, std::vector<Matrix<T>>* adjoints) const;
@@ -142,7 +159,8 @@ class Linearization {
   int shards() const { return shards_; }
 
  private:
-  Index shard_begin(int shard) const;
+  Index shard_begin(int shard) const { return shard_begin(shard, shards_); }
+  Index shard_begin(int shard, int shards) const;
   struct Worker {
     Buffer<T> ping, pong, outputs, cotangent;
   };
@@ -153,7 +171,9 @@ class Linearization {
   void direction_layer(std::size_t layer, Index first, Matrix<const T> dh, Matrix<T> result,
                        Epilogue epilogue) const;
   Matrix<const T> forward_mode(Index first, Index rows, Worker* worker);
-  void pull_back(std::size_t layer, Index first, Matrix<const T> d, Matrix<T> below) const;
+  // Row i of d is that of observation first + every i.
+  void pull_back(std::size_t layer, Index first, Matrix<const T> d, Matrix<T> below,
+                 Index every = 1) const;
   void accumulate_layer(std::size_t layer, Index first, Matrix<const T> d, bool overwrite,
                         T* accumulator) const;
   void reverse(Index first, Matrix<T> d, bool overwrite, T* accumulator, Worker* worker);
@@ -164,7 +184,13 @@ class Linearization {
   Matrix<T> scratch(Buffer<T>& buffer, Index rows, Index columns) const;
   void provide_workers();
   template <class F>
-  void for_each_tile(F f);  // f(first, rows, shard, worker)
+  void for_each_tile(F f) {
+    for_each_tile(shards_, f);
+  }
+  template <class F>
+  void for_each_tile(int shards, F f);  // f(first, rows, shard, worker)
+  template <class F>
+  void for_each_tile_of(int shard, int shards, F f) const;  // f(first, rows)
 
   const Network<T>* network_ = nullptr;
   const PackedLayers<T>* packed_ = nullptr;

@@ -25,16 +25,20 @@ from natgrad._core import CgReport as CgReport
 from natgrad._core import CgResult as CgResult
 from natgrad._core import CgStatus as CgStatus
 from natgrad._core import DiagonalGaussian as DiagonalGaussian
+from natgrad._core import DiagonalPreconditioner as DiagonalPreconditioner
 from natgrad._core import Distribution as Distribution
 from natgrad._core import Fisher as Fisher
 from natgrad._core import FitReport as FitReport
 from natgrad._core import GaussNewtonFit as GaussNewtonFit
+from natgrad._core import KFac as KFac
 from natgrad._core import LineSearch as LineSearch
 from natgrad._core import LineSearchResult as LineSearchResult
 from natgrad._core import LineSearchStatus as LineSearchStatus
 from natgrad._core import MultiCategorical as MultiCategorical
+from natgrad._core import NystromPreconditioner as NystromPreconditioner
 from natgrad._core import ParameterBlock as ParameterBlock
 from natgrad._core import PolicyGradientUpdate as PolicyGradientUpdate
+from natgrad._core import Preconditioner as Preconditioner
 from natgrad._core import Rng as Rng
 from natgrad._core import TrustRegionUpdate as TrustRegionUpdate
 from natgrad._core import UpdateReport as UpdateReport
@@ -100,6 +104,7 @@ __all__ = [
     "CheckpointCallback",
     "CheckpointError",
     "DiagonalGaussian",
+    "DiagonalPreconditioner",
     "Distribution",
     "EnvironmentFault",
     "Environments",
@@ -108,14 +113,17 @@ __all__ = [
     "Fisher",
     "FitReport",
     "GaussNewtonFit",
+    "KFac",
     "LineSearch",
     "LineSearchResult",
     "LineSearchStatus",
     "MultiCategorical",
     "NPGConfig",
+    "NystromPreconditioner",
     "ParameterBlock",
     "Policy",
     "PolicyGradientUpdate",
+    "Preconditioner",
     "REINFORCEConfig",
     "Rng",
     "Rollout",

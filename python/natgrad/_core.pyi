@@ -222,6 +222,30 @@ class Fisher:
     def to_dense(self) -> Doubles: ...
     def diagonal(self) -> Doubles: ...
 
+class Preconditioner:
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def dtype(self) -> np.dtype[np.float64]: ...
+    @property
+    def positive_definite(self) -> bool: ...
+    def matvec(self, r: ArrayLike) -> Doubles: ...
+    def __matmul__(self, r: ArrayLike) -> Doubles: ...
+
+@final
+class KFac(Preconditioner):
+    def __init__(
+        self, fisher: Fisher, damping: float = 0.0, every: int = 2, all_columns: bool = False
+    ) -> None: ...
+
+@final
+class DiagonalPreconditioner(Preconditioner):
+    def __init__(self, A: Fisher | ArrayLike, damping: float = 0.0) -> None: ...
+
+@final
+class NystromPreconditioner(Preconditioner):
+    def __init__(self, A: Operator, rank: int, damping: float = 0.0, seed: int = 0) -> None: ...
+
 @final
 class CgResult:
     @property
@@ -240,7 +264,9 @@ class CgResult:
 class SupportsMatvec(Protocol):
     def matvec(self, v: Doubles, /) -> Any: ...
 
-Operator: TypeAlias = Fisher | SupportsMatvec | ArrayLike | Callable[[Doubles], ArrayLike]
+Operator: TypeAlias = (
+    Fisher | Preconditioner | SupportsMatvec | ArrayLike | Callable[[Doubles], ArrayLike]
+)
 
 def conjugate_gradient(
     A: Operator,

@@ -1,0 +1,108 @@
+// Linear operators as Python may hold them, for the solvers.
+#pragma once
+
+#include <Eigen/Dense>
+#include <functional>
+
+#include "natgrad/preconditioner.hpp"
+#include "py_fisher.hpp"
+
+namespace natgrad::bindings {
+
+// M^-1 as Python holds it; what cannot be inverted is the identity. Applying it uses scratch memory
+// inside, so one at a time: the mutex is taken without the GIL.
+class PyPreconditioner : public ZeroedUntilConstructed {
+ public:
+  PyPreconditioner(std::unique_ptr<Preconditioner> inverse, bool definite)
+      : positive_definite(definite), inverse_(std::move(inverse)) {}
+
+  const bool positive_definite;
+
+  Index size() const {
+    if (!inverse_) not_initialized();
+    return inverse_->size();
+  }
+  void apply(const double* r, double* z) {
+    if (!positive_definite) {
+      std::copy_n(r, inverse_->size(), z);
+      return;
+    }
+    const std::lock_guard lock(mutex_);
+    inverse_->apply(r, z);
+  }
+
+ private:
+  std::unique_ptr<Preconditioner> inverse_;
+  std::mutex mutex_;
+};
+struct PyKfac : PyPreconditioner {
+  using PyPreconditioner::PyPreconditioner;
+};
+struct PyDiagonal : PyPreconditioner {
+  using PyPreconditioner::PyPreconditioner;
+};
+struct PyNystrom : PyPreconditioner {
+  using PyPreconditioner::PyPreconditioner;
+};
+
+// y = A x for anything that Python may offer. `compiled` operators run without the GIL.
+struct OperatorFromPython {
+  std::function<void(const double*, double*)> apply;
+  bool compiled = false;
+};
+
+// `products` is how many may be asked for.
+inline OperatorFromPython make_operator(py::handle a, Index n, const std::string& name,
+                                        int products) {
+  if (py::isinstance<PyFisher>(a)) {
+    auto& fisher = a.cast<PyFisher&>();
+    if (fisher.size() != n) {
+      wrong_value(name, "want shape (" + std::to_string(n) + ", " + std::to_string(n) +
+                            ") to match b, got a Fisher with P = " + std::to_string(fisher.size()));
+    }
+    return {[&fisher, products](const double* x, double* y) { fisher.product(x, y, products); },
+            true};
+  }
+  if (py::isinstance<PyPreconditioner>(a)) {
+    auto& preconditioner = a.cast<PyPreconditioner&>();
+    if (preconditioner.size() != n) {
+      wrong_value(name, "want size " + std::to_string(n) + " to match b, got a " +
+                            py::str(py::type::of(a).attr("__name__")).cast<std::string>() +
+                            " of size " + std::to_string(preconditioner.size()));
+    }
+    return {[&preconditioner](const double* x, double* y) { preconditioner.apply(x, y); }, true};
+  }
+  // Foreign operators are given a copy of the vector: they may keep it.
+  const auto from_callable = [n, name](py::object call) -> OperatorFromPython {
+    return {[call = std::move(call), n, name](const double* x, double* y) {
+              const auto result =
+                  vector_of<double>(call(py::array_t<double>(n, x)), name + "(v)", n, false);
+              std::copy_n(result.data(), n, y);
+            },
+            false};
+  };
+  if (py::hasattr(a, "matvec")) return from_callable(a.attr("matvec"));
+  if (py::hasattr(a, "__array_priority__") == false || py::isinstance<py::array>(a)) {
+    if (!PyCallable_Check(a.ptr())) {
+      const py::array raw = numeric_array(a, name);
+      if (raw.ndim() != 2 || raw.shape(0) != n || raw.shape(1) != n) {
+        wrong_value(name, "want shape (" + std::to_string(n) + ", " + std::to_string(n) +
+                              ") to match b, got " + shape_text(raw));
+      }
+      const Array<double> matrix(raw);
+      require_finite(matrix, name);
+      return {[matrix, n](const double* x, double* y) {
+                using RowMajor =
+                    Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+                Eigen::Map<Eigen::VectorXd>(y, n).noalias() =
+                    Eigen::Map<const RowMajor>(matrix.data(), n, n) *
+                    Eigen::Map<const Eigen::VectorXd>(x, n);
+              },
+              true};
+    }
+  }
+  if (py::hasattr(a, "__matmul__")) return from_callable(a.attr("__matmul__"));  // scipy.sparse
+  return from_callable(py::reinterpret_borrow<py::object>(a));
+}
+
+}  // namespace natgrad::bindings
