@@ -1,3 +1,5 @@
+#include <pybind11/stl.h>
+
 #include "natgrad/kfac.hpp"
 #include "py_operator.hpp"
 

@@ -10,6 +10,28 @@ namespace natgrad::bindings {
 
 namespace {
 
+PreconditionerKind preconditioner_named(const std::string& name) {
+  if (name == "none") return PreconditionerKind::none;
+  if (name == "kfac") return PreconditionerKind::kfac;
+  if (name == "diagonal") return PreconditionerKind::diagonal;
+  if (name == "nystrom") return PreconditionerKind::nystrom;
+  wrong_value("preconditioner", "want none, kfac, diagonal or nystrom, got '" + name + "'");
+}
+
+const char* name_of(PreconditionerKind kind) {
+  switch (kind) {
+    case PreconditionerKind::none:
+      return "none";
+    case PreconditionerKind::kfac:
+      return "kfac";
+    case PreconditionerKind::diagonal:
+      return "diagonal";
+    case PreconditionerKind::nystrom:
+      return "nystrom";
+  }
+  return "";
+}
+
 using PyTrustRegionUpdate = AnyAlgorithm<TrustRegionUpdate>;
 using PyPolicyGradientUpdate = AnyAlgorithm<PolicyGradientUpdate>;
 
@@ -55,19 +77,20 @@ std::string status_name(UpdateStatus status) {
 py::dict timings_of(const UpdateReport& r) {
   using namespace py::literals;
   return py::dict("forward"_a = r.timings.forward, "gradient"_a = r.timings.gradient,
-                  "solve"_a = r.timings.solve, "search"_a = r.timings.search,
-                  "total"_a = r.timings.total);
+                  "solve"_a = r.timings.solve, "precondition"_a = r.timings.precondition,
+                  "search"_a = r.timings.search, "total"_a = r.timings.total);
 }
 
 py::dict report_dict(const UpdateReport& r) {
   using namespace py::literals;
-  py::dict all(
-      "status"_a = status_name(r.status), "message"_a = std::string(r.message.data()),
-      "kl"_a = r.kl, "improvement"_a = r.improvement,
-      "expected_improvement"_a = r.expected_improvement, "step_fraction"_a = r.step_fraction,
-      "backtracks"_a = r.backtracks, "surrogate"_a = r.surrogate, "entropy"_a = r.entropy,
-      "gradient_norm"_a = r.gradient_norm, "step_norm"_a = r.step_norm,
-      "cg_iterations"_a = r.cg.iterations, "cg_relative_residual"_a = r.cg.relative_residual());
+  py::dict all("status"_a = status_name(r.status), "message"_a = std::string(r.message.data()),
+               "kl"_a = r.kl, "improvement"_a = r.improvement,
+               "expected_improvement"_a = r.expected_improvement,
+               "step_fraction"_a = r.step_fraction, "backtracks"_a = r.backtracks,
+               "surrogate"_a = r.surrogate, "entropy"_a = r.entropy,
+               "gradient_norm"_a = r.gradient_norm, "step_norm"_a = r.step_norm,
+               "preconditioner"_a = name_of(r.preconditioner), "cg_iterations"_a = r.cg.iterations,
+               "cg_relative_residual"_a = r.cg.relative_residual());
   for (const auto& [name, seconds] : timings_of(r)) {
     all[("seconds_" + name.cast<std::string>()).c_str()] = seconds;
   }
@@ -121,8 +144,13 @@ void bind_update(py::module_& m) {
       .def_readonly("entropy", &UpdateReport::entropy,
                     "Mean entropy of the old policy over the batch, in nats.")
       .def_readonly("cg", &UpdateReport::cg, "The linear solve.")
-      .def_property_readonly("timings", &timings_of,
-                             "Seconds: forward, gradient, solve, search, total.")
+      .def_property_readonly(
+          "preconditioner", [](const UpdateReport& r) { return name_of(r.preconditioner); },
+          "The one in use; none where it could not be built or the closed form served.")
+      .def_property_readonly(
+          "timings", &timings_of,
+          "Seconds: forward, gradient, solve, precondition (of the solve: building "
+          "it), search, total.")
       .def("as_dict", &report_dict, "All of the above as one flat dict, for logs.")
       .def("__repr__", [](const UpdateReport& r) {
         return "UpdateReport(" + status_name(r.status) + ": " + r.message.data() + ")";
@@ -152,6 +180,12 @@ curvature_fraction : float, 0 < fraction <= 1
     Part of the observations, evenly spaced, that the Fisher products use.
 damped_step : bool
     Scale the step by x'(F + damping I)x instead.
+preconditioner : {'none', 'kfac', 'diagonal', 'nystrom'}
+    Of the conjugate gradients; see KFac, DiagonalPreconditioner and NystromPreconditioner.
+kfac_every : int >= 1
+    Kronecker factors are averaged over every so-manieth observation.
+nystrom_rank : int >= 1
+    Products that the Nystrom preconditioner is built from; at most P.
 
 Call it as update(policy, batch) with a `Batch`; returns an UpdateReport. Transactional: parameters
 change only if the status is ACCEPTED. Bad arrays raise ValueError or TypeError before anything
@@ -159,7 +193,8 @@ changes; numerical trouble is a status. The GIL is released; after the first cal
 nothing is allocated. One object serves one call at a time.)")
       .def(py::init([](double max_kl, double damping, int cg_iterations, double cg_rtol,
                        std::optional<LineSearchOptions> line_search, bool normalize_advantages,
-                       const std::string& fisher, double curvature_fraction, bool damped_step) {
+                       const std::string& fisher, double curvature_fraction, bool damped_step,
+                       const std::string& preconditioner, Index kfac_every, Index nystrom_rank) {
              TrustRegionOptions options;
              options.max_kl = positive(max_kl, "max_kl");
              options.damping = non_negative(damping, "damping");
@@ -170,6 +205,9 @@ nothing is allocated. One object serves one call at a time.)")
              options.fisher = fisher_kind_named(fisher, "fisher");
              options.curvature_fraction = fraction_of(curvature_fraction, "curvature_fraction");
              options.damped_step = damped_step;
+             options.preconditioner = preconditioner_named(preconditioner);
+             options.kfac.every = size_of(kfac_every, "kfac_every");
+             options.nystrom_rank = size_of(nystrom_rank, "nystrom_rank");
              return std::make_unique<PyTrustRegionUpdate>(options);
            }),
            py::arg("max_kl") = defaults.max_kl, py::arg("damping") = defaults.damping,
@@ -177,7 +215,9 @@ nothing is allocated. One object serves one call at a time.)")
            py::arg("line_search") = LineSearchOptions{},
            py::arg("normalize_advantages") = defaults.normalize_advantages,
            py::arg("fisher") = "exact", py::arg("curvature_fraction") = defaults.curvature_fraction,
-           py::arg("damped_step") = defaults.damped_step)
+           py::arg("damped_step") = defaults.damped_step, py::arg("preconditioner") = "none",
+           py::arg("kfac_every") = defaults.kfac.every,
+           py::arg("nystrom_rank") = defaults.nystrom_rank)
       .def("__call__", &run_update<PyTrustRegionUpdate>, py::arg("policy"), py::arg("batch"));
 
   const PolicyGradientOptions plain;

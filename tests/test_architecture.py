@@ -28,13 +28,14 @@ CPP_FLOORS = [
     {"value_function", "linear_gaussian"},
     {"fisher"},
     # the solver tower knows no policy, see CPP_TOWER
-    {"conjugate_gradient", "line_search", "adam", "advantage"},
-    {"surrogate"},
+    {"conjugate_gradient", "preconditioner", "line_search", "adam", "advantage"},
+    {"surrogate", "kfac"},
     {"natural_gradient", "value_fit"},
 ]
 # Files that may look at nothing but these, wherever they stand.
 CPP_TOWER = {
     "conjugate_gradient": {"types"},
+    "preconditioner": {"types", "random"},
     "line_search": {"types"},
     "adam": {"types"},
     "advantage": {"types"},

@@ -114,7 +114,7 @@ UpdateReport TrustRegionUpdate<T>::operator()(Policy<T>& policy, const Batch<T>&
   // Solve (F + damping I) x = g.                                                          (eq. 15)
   attach_fisher(policy, batch);
   double* x = solution_.data();
-  report.cg = solve(x);
+  solve(x, &report);
   report.timings.solve = watch.lap();
 
   // d = sqrt(2 delta / x'Fx) x                                                            (eq. 16)
@@ -168,16 +168,16 @@ UpdateReport TrustRegionUpdate<T>::operator()(Policy<T>& policy, const Batch<T>&
 // In closed form where there is one and it is faster; then without iterations. What is left of the
 // residual is rounding, or lies in the null space of F.
 template <class T>
-CgSummary TrustRegionUpdate<T>::solve(double* x) {
+void TrustRegionUpdate<T>::solve(double* x, UpdateReport* report) {
   const Index n = gradient_.size();
   const double* g = gradient_.data();
   const auto product = [&](const double* v, double* out) {
     fisher_.product(v, out, options_.cg_iterations);
   };
+  CgSummary& summary = report->cg;
   if (fisher_.solve(g, options_.damping, options_.cg_iterations, x)) {
     cg_.q.resize(n);
     double* residual = cg_.q.data();
-    CgSummary summary;
     summary.status = CgStatus::CONVERGED;
     summary.rhs_norm = std::sqrt(dot(g, g, n));
     product(x, residual);
@@ -185,14 +185,51 @@ CgSummary TrustRegionUpdate<T>::solve(double* x) {
     summary.curvature = summary.quadratic_form + options_.damping * dot(x, x, n);
     for (Index i = 0; i < n; ++i) residual[i] = g[i] - residual[i] - options_.damping * x[i];
     summary.residual_norm = std::sqrt(dot(residual, residual, n));
-    return summary;
+    return;
   }
   CgOptions cg;
   cg.damping = options_.damping;
   cg.rtol = options_.cg_rtol;
   cg.max_iterations = options_.cg_iterations;
+  Stopwatch watch;
+  Preconditioner* const m = precondition();
+  report->timings.precondition = watch.lap();
+  if (m != nullptr) {
+    report->preconditioner = options_.preconditioner;
+    const auto inverse = [&](const double* r, double* z) { m->apply(r, z); };
+    const LinearOperator preconditioner(inverse);
+    solution_.fill_zero();
+    summary = conjugate_gradient(product, n, g, x, cg, &preconditioner, &cg_);
+    if (summary.iterations > 0 || summary.status != CgStatus::INDEFINITE) return;
+    report->preconditioner = PreconditionerKind::none;  // r'M^-1 r is not positive in rounding
+  }
   solution_.fill_zero();
-  return conjugate_gradient(product, n, g, x, cg, nullptr, &cg_);
+  summary = conjugate_gradient(product, n, g, x, cg, nullptr, &cg_);
+}
+
+// Null where none is asked for, or where it is not positive definite.
+template <class T>
+Preconditioner* TrustRegionUpdate<T>::precondition() {
+  const Index n = gradient_.size();
+  switch (options_.preconditioner) {
+    case PreconditionerKind::none:
+      return nullptr;
+    case PreconditionerKind::kfac:
+      kfac_.average(&fisher_, options_.kfac);
+      return kfac_.factorize(options_.damping) ? &kfac_ : nullptr;
+    case PreconditionerKind::diagonal:
+      cg_.q.resize(n);
+      fisher_.diagonal(cg_.q.data());
+      return diagonal_.attach(cg_.q.data(), n, options_.damping) ? &diagonal_ : nullptr;
+    case PreconditionerKind::nystrom: {
+      const Index rank = std::min(options_.nystrom_rank, n);
+      const auto product = [&](const double* v, double* out) {
+        fisher_.product(v, out, options_.cg_iterations + static_cast<int>(rank));
+      };
+      return nystrom_.attach(product, n, rank, options_.damping, 0) ? &nystrom_ : nullptr;
+    }
+  }
+  return nullptr;
 }
 
 // F of the whole batch shares the surrogate's linearisation; F of a part has one of its own.

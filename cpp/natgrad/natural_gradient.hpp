@@ -10,7 +10,9 @@
 #include "natgrad/adam.hpp"
 #include "natgrad/conjugate_gradient.hpp"
 #include "natgrad/fisher.hpp"
+#include "natgrad/kfac.hpp"
 #include "natgrad/line_search.hpp"
+#include "natgrad/preconditioner.hpp"
 #include "natgrad/surrogate.hpp"
 
 namespace natgrad {
@@ -24,12 +26,16 @@ enum class UpdateStatus {
   NOT_POSITIVE_DEFINITE  // x'Fx <= 0: the step has no length
 };
 
+enum class PreconditionerKind { none, kfac, diagonal, nystrom };
+
 // Wall-clock seconds of the parts of an update.
 struct UpdateTimings {
   double forward = 0;  // linearisation of the policy on the batch
   double gradient = 0;
-  double solve = 0;   // conjugate gradients, Fisher products included; or the closed form
-  double search = 0;  // candidates of the line search
+  double solve =
+      0;  // conjugate gradients, products and preconditioner included; or the closed form
+  double precondition = 0;  // of the solve: building the preconditioner
+  double search = 0;        // candidates of the line search
   double total = 0;
 };
 
@@ -46,6 +52,7 @@ struct UpdateReport {
   double gradient_norm = 0;
   double step_norm = 0;  // of the step taken; 0 unless accepted
   CgSummary cg;
+  PreconditionerKind preconditioner = PreconditionerKind::none;  // none where it cannot be built
   UpdateTimings timings;
 };
 
@@ -54,6 +61,9 @@ struct TrustRegionOptions {
   double damping = 0.1;    // of F in the solve; the custom of all implementations
   int cg_iterations = 10;  // Schulman et al. (2015), appendix C
   double cg_rtol = 1e-10;
+  PreconditionerKind preconditioner = PreconditionerKind::none;
+  KfacOptions kfac;
+  Index nystrom_rank = 20;
   std::optional<LineSearchOptions> line_search = LineSearchOptions{};  // none: the closed-form step
   bool normalize_advantages = false;  // to mean 0 and standard deviation 1 over the batch
   FisherKind fisher = FisherKind::exact;
@@ -73,13 +83,17 @@ class TrustRegionUpdate {
 
  private:
   void attach_fisher(const Policy<T>& policy, const Batch<T>& batch);
-  CgSummary solve(double* x);
+  void solve(double* x, UpdateReport* report);
+  Preconditioner* precondition();
 
   TrustRegionOptions options_;
   Surrogate<T> surrogate_;
   Fisher<T> fisher_;
   LinearizedPolicy<T> subsample_;  // where the curvature has a batch of its own
   Buffer<T> subsample_observations_, subsample_actions_;
+  KroneckerFactors<T> kfac_;
+  DiagonalPreconditioner diagonal_;
+  NystromPreconditioner nystrom_;
   CgScratch cg_;
   Buffer<double> gradient_, solution_;
   Buffer<T> candidate_;

@@ -659,6 +659,9 @@ def _trust_region_update(config: NPGConfig, line_search: _core.LineSearch | None
         normalize_advantages=True,
         fisher=config.fisher,
         curvature_fraction=config.curvature_fraction,
+        preconditioner=config.preconditioner,
+        kfac_every=config.kfac_every,
+        nystrom_rank=config.nystrom_rank,
     )
 
 

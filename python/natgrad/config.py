@@ -157,6 +157,15 @@ class NPGConfig(AgentConfig):
     cg_rtol: float = _option(
         1e-10, "trust region", "relative residual at which conjugate gradients stop", low=0.0
     )
+    preconditioner: Literal["none", "kfac", "diagonal", "nystrom"] = _option(
+        "none", "trust region", "of the conjugate gradients"
+    )
+    kfac_every: int = _option(
+        2, "trust region", "kfac: average the factors over every so-manieth observation", low=1
+    )
+    nystrom_rank: int = _option(
+        20, "trust region", "nystrom: products that it is built from", low=1
+    )
     fisher: Literal["exact", "empirical"] = _option(
         "exact", "trust region", "Fisher matrix of the policy, or of the actions taken"
     )

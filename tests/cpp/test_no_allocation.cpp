@@ -114,7 +114,10 @@ int main() {
   TrustRegionOptions closed_form;
   closed_form.line_search.reset();
   closed_form.normalize_advantages = true;
+  TrustRegionOptions kfac;
+  kfac.preconditioner = PreconditionerKind::kfac;
   check<float>("float", "Gaussian", DiagonalGaussian{3, false}, 0, {});
+  check<float>("float", "Gaussian, K-FAC", DiagonalGaussian{3, false}, 0, kfac);
   check<double>("double", "Gaussian, empirical part", DiagonalGaussian{2, true}, 0, part);
   check<float>("float", "categoricals, closed form", Categoricals({3, 2}, false), 0, closed_form);
   check<double>("double", "Bernoulli, Fourier features", Bernoulli{4}, 20, {});

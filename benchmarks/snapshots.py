@@ -1,0 +1,79 @@
+"""Real policies for the solver benchmarks: trained, saved, and loaded with a batch of their own.
+
+    python benchmarks/snapshots.py
+
+trains each task with the defaults of `natgrad.TRPO` and writes benchmarks/results/snapshots/*.npz,
+a checkpoint after about 60 000 and one after 300 000 steps (10 minutes, mostly Humanoid-v5).
+Policies at initialisation need no file.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import natgrad
+
+FOLDER = Path(__file__).parent / "results" / "snapshots"
+STAGES = (0, 60_000, 300_000)
+TASKS: dict[str, dict[str, Any]] = {
+    "CartPole-v1": {},
+    "Hopper-v5": {},
+    "HalfCheetah-v5": {},
+    "Humanoid-v5": {"hidden": (256, 256), "critic_hidden": (256, 256), "batch_size": 5000},
+}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A policy and the batch that its next update sees; advantages are standardised."""
+
+    task: str
+    stage: int
+    policy: natgrad.Policy
+    batch: natgrad.Batch
+
+    @property
+    def name(self) -> str:
+        """Task and thousands of steps."""
+        return f"{self.task} {self.stage // 1000}k"
+
+
+def load(task: str, stage: int) -> Snapshot:
+    """The policy of a stage; its batch is collected anew, the same at every call.
+
+    Raises:
+        FileNotFoundError: the checkpoint is not there.
+    """
+    agent = natgrad.TRPO(task, seed=0, **TASKS[task])
+    if stage > 0:
+        path = FOLDER / f"{task}-{stage // 1000}k.npz"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing; run python benchmarks/snapshots.py")
+        agent = natgrad.TRPO.load(path)
+    steps = agent.config.batch_size
+    rollout = natgrad.collect(agent.policy, agent._environments, steps, natgrad.Rng(1))
+    advantages, _ = agent._advantages(rollout)
+    agent.close()
+    batch = natgrad.Batch(
+        rollout.observations[:-1, 0],
+        rollout.actions[:, 0],
+        ((advantages - advantages.mean()) / advantages.std()).ravel(),
+    )
+    return Snapshot(task, stage, agent.policy, batch)
+
+
+def main() -> None:
+    """Trains and saves."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for task, options in TASKS.items():
+        agent = natgrad.TRPO(task, seed=0, **options)
+        for stage in tqdm([stage for stage in STAGES if stage > 0], task):
+            agent.learn(stage - agent.num_timesteps)
+            agent.save(FOLDER / f"{task}-{stage // 1000}k.npz")
+        agent.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,424 @@
+"""Preconditioners: their matrices against NumPy, what they do to conjugate gradients, bad input."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import oracle
+import pytest
+from conftest import ACTIVATIONS, DISTRIBUTIONS, make_problem, relative_error
+from scipy.sparse import linalg as sparse_linalg
+
+from natgrad import _core as core
+
+EPSILON = {"float32": np.finfo(np.float32).eps, "float64": np.finfo(np.float64).eps}
+
+
+def layer_inputs(problem):
+    """phi = (h, 1) of every layer, by a forward pass in NumPy: a list of (N, in + 1)."""
+    network = problem.oracle.network
+    f, _ = oracle.ACTIVATIONS[network.activation]
+    h = [np.array([network.normalize(x) for x in problem.observations.astype(float)])]
+    for weight, bias in network.layers(problem.theta)[:-1]:
+        h.append(f(h[-1] @ weight.T + bias))
+    return [np.column_stack([x, np.ones(len(x))]) for x in h]
+
+
+def kronecker_factors(problem, weights=None, empirical=False):
+    """A and S of every layer (eq. 21), S from the Jacobian's bias columns."""
+    twin, theta = problem.oracle, problem.theta
+    inputs = layer_inputs(problem)
+    A = [phi.T @ phi / len(phi) for phi in inputs]
+    S = [np.zeros((n, n)) for n in twin.network.sizes[1:]]
+    for i, (x, action) in enumerate(zip(problem.observations, problem.actions, strict=True)):
+        y, jacobian = twin.output(theta, x), twin.jacobian(theta, x)
+        if empirical:
+            score = twin.distribution.score(y, action)
+            m = np.outer(score, score)
+        else:
+            m = twin.distribution.fisher(y)
+        w = 1.0 if weights is None else weights[i]
+        end = 0
+        for layer, (n_in, n_out) in enumerate(itertools.pairwise(twin.network.sizes)):
+            end += (n_in + 1) * n_out
+            d = jacobian[:, end - n_out : end]
+            S[layer] += w * d.T @ m @ d / len(problem.observations)
+    return A, S
+
+
+def inverse(problem, A, S, damping, dtype="float64"):
+    """M^-1 (eq. 22) as a dense matrix, free outputs left zero."""
+    P = problem.core.parameters.size
+    dense, end = np.zeros((P, P)), 0
+    for a, s in zip(A, S, strict=True):
+        mean_a, mean_s = np.trace(a) / len(a), np.trace(s) / len(s)
+        pi, rounding = np.sqrt(mean_a / mean_s), np.sqrt(EPSILON[dtype])
+        a_inverse = np.linalg.inv(a + (np.sqrt(damping) * pi + rounding * mean_a) * np.eye(len(a)))
+        s_inverse = np.linalg.inv(s + (np.sqrt(damping) / pi + rounding * mean_s) * np.eye(len(s)))
+        n, m = len(s), len(a) - 1
+        # Position in theta of entry (o, i) of V (out, in + 1).
+        position = np.column_stack(
+            [end + np.arange(n * m).reshape(n, m), end + n * m + np.arange(n)]
+        ).ravel()
+        dense[np.ix_(position, position)] = np.kron(s_inverse, a_inverse)
+        end += n * (m + 1)
+    return dense
+
+
+def dense(preconditioner):
+    n = preconditioner.shape[0]
+    return np.column_stack([preconditioner @ e for e in np.eye(n)])
+
+
+@pytest.mark.parametrize("damping", [0.1, 1e-3])
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_kfac_is_the_inverse_of_the_kronecker_products(name, damping):
+    problem = make_problem(name, hidden=(7, 5), count=40)
+    fisher = core.Fisher(problem.core, problem.observations)
+    M = core.KFac(fisher, damping, every=1, all_columns=True)
+    assert M.positive_definite
+    assert M.shape == fisher.shape
+    want = inverse(problem, *kronecker_factors(problem), damping)
+    got = dense(M)
+    own = problem.oracle.distribution.own_parameters
+    if own:  # free outputs have their own block, exact
+        np.testing.assert_allclose(got[-own:, -own:], np.eye(own) / (2 + damping), rtol=1e-12)
+        got[-own:, -own:] = 0
+    assert relative_error(got, want) < 1e-11
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_kfac_knows_every_activation(activation):
+    problem = make_problem("gaussian", hidden=(9, 20), activation=activation, count=60)
+    M = core.KFac(core.Fisher(problem.core, problem.observations), 0.05, every=1, all_columns=True)
+    v = np.random.default_rng(0).normal(size=M.shape[0])
+    own = problem.oracle.distribution.own_parameters
+    v[-own:] = 0
+    want = inverse(problem, *kronecker_factors(problem), 0.05) @ v
+    assert relative_error(M @ v, want) < 1e-10
+
+
+def test_kfac_of_weights_and_of_the_empirical_fisher():
+    problem = make_problem("categorical", count=40)
+    for kind in ("exact", "empirical"):
+        fisher = core.Fisher(
+            problem.core,
+            problem.observations,
+            kind=kind,
+            actions=problem.actions,
+            weights=problem.weights,
+        )
+        A, S = kronecker_factors(problem, problem.weights, kind == "empirical")
+        want = inverse(problem, A, S, 0.1)
+        assert relative_error(dense(core.KFac(fisher, 0.1, 1, True)), want) < 1e-11
+    # One column has only one sign.
+    same = core.KFac(fisher, 0.1, every=1, all_columns=False)
+    assert np.array_equal(dense(same), dense(core.KFac(fisher, 0.1, every=1, all_columns=True)))
+
+
+def test_random_signs_have_the_exact_factors_as_their_mean():
+    # The error of an average over N observations falls as 1 / sqrt(N).
+    errors = []
+    for count in (256, 16_384):
+        problem = make_problem("gaussian", hidden=(8,), count=count)
+        fisher = core.Fisher(problem.core, problem.observations)
+        signs, exact = (dense(core.KFac(fisher, 0.1, 1, columns)) for columns in (False, True))
+        errors.append(relative_error(signs, exact))
+    assert 1e-4 < errors[1] < errors[0] / 4
+    assert errors[1] < 0.05
+
+
+@pytest.mark.parametrize("every", [2, 3, 4])
+def test_a_part_of_the_batch_stands_for_all_of_it(every):
+    # Every observation comes `every` times in a row, so that one of each is all there is.
+    problem = make_problem("gaussian", hidden=(7, 5), count=240)
+    repeated = np.repeat(problem.observations, every, axis=0)
+    whole = core.KFac(core.Fisher(problem.core, problem.observations), 0.1, 1, True)
+    part = core.KFac(core.Fisher(problem.core, repeated), 0.1, every, True)
+    assert relative_error(dense(part), dense(whole)) < 1e-10
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("hidden", [(), (3,), (64, 64), (33, 130)])
+def test_kfac_is_symmetric_and_positive_definite(hidden, dtype):
+    problem = make_problem("gaussian", hidden=hidden, dtype=dtype, count=500)
+    M = core.KFac(core.Fisher(problem.core, problem.observations), 1e-3)
+    rng = np.random.default_rng(0)
+    v, w = rng.normal(size=(2, M.shape[0]))
+    scale = abs(v @ (M @ v))
+    assert scale > 0
+    assert abs(v @ (M @ w) - w @ (M @ v)) < 1e3 * EPSILON[dtype] * scale
+    if M.shape[0] < 3000:
+        matrix = dense(M)
+        assert np.linalg.eigvalsh((matrix + matrix.T) / 2).min() > 0
+
+
+def test_float32_factors_agree_with_float64():
+    problems = [make_problem("gaussian", hidden=(64, 64), dtype=d, count=500) for d in EPSILON]
+    problems[1].core.parameters = problems[0].core.parameters.astype(np.float64)
+    v = np.random.default_rng(0).normal(size=problems[0].core.parameters.size)
+    single, double = (
+        core.KFac(core.Fisher(p.core, p.observations.astype(p.core.dtype)), 0.01) @ v
+        for p in problems
+    )
+    # Rounding is floored at sqrt(epsilon) of the mean eigenvalue, which differs between the types.
+    assert relative_error(single, double) < 0.05
+
+
+def test_kfac_solves_a_linear_gaussian_policy_at_once():
+    # There F is the product of its factors; what is left is how the damping is shared out.
+    problem = make_problem("gaussian", hidden=(), count=200)
+    fisher = core.Fisher(problem.core, problem.observations, method="passes")
+    b = np.random.default_rng(0).normal(size=fisher.shape[0])
+    M = core.KFac(fisher, 1e-6, every=1, all_columns=True)
+    r = core.conjugate_gradient(fisher, b, damping=1e-6, max_iterations=8, preconditioner=M)
+    plain = core.conjugate_gradient(fisher, b, damping=1e-6, max_iterations=8)
+    assert r.residual_norm < 1e-4 * plain.residual_norm
+
+
+def hard_problem(dtype="float64"):
+    """Inputs of very different scales, as unnormalised observations have them."""
+    problem = make_problem("gaussian", hidden=(16, 16), count=400, dtype=dtype)
+    scales = np.array([0.05, 0.5, 2.0, 10.0], dtype)
+    return dataclasses.replace(problem, observations=problem.observations * scales)
+
+
+@pytest.mark.parametrize("damping", [0.1, 1e-3])
+def test_kfac_is_more_accurate_after_as_many_products(damping):
+    problem = hard_problem()
+    fisher = core.Fisher(problem.core, problem.observations)
+    b = problem.core.score(problem.observations, problem.actions, problem.advantages)
+    A = fisher.to_dense() + damping * np.eye(len(b))
+    x = np.linalg.solve(A, b)
+
+    def error(preconditioner, iterations):
+        r = core.conjugate_gradient(
+            fisher, b, damping=damping, max_iterations=iterations, preconditioner=preconditioner
+        )
+        return np.sqrt((r.x - x) @ A @ (r.x - x))
+
+    M = core.KFac(fisher, damping)
+    for iterations in (1, 2, 4):
+        assert error(M, iterations) < 0.85 * error(None, iterations)
+    converged = core.conjugate_gradient(
+        fisher, b, damping=damping, max_iterations=2000, preconditioner=M
+    )
+    assert converged.status is core.CgStatus.CONVERGED
+    assert relative_error(converged.x, x) < 1e-6
+
+
+def test_scipy_takes_the_same_preconditioner():
+    problem = hard_problem()
+    fisher = core.Fisher(problem.core, problem.observations, damping=0.01)
+    b = np.random.default_rng(0).normal(size=fisher.shape[0])
+    M = core.KFac(fisher)  # the damping is the operator's
+    x, info = sparse_linalg.cg(fisher, b, rtol=1e-10, maxiter=2000, M=M)
+    assert info == 0
+    r = core.conjugate_gradient(fisher, b, max_iterations=2000, preconditioner=M)
+    assert relative_error(r.x, x) < 1e-7
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_kfac_has_the_same_bits_for_any_number_of_threads(dtype):
+    problem = make_problem("gaussian", hidden=(64, 130), dtype=dtype, count=3000)
+    v = np.random.default_rng(0).normal(size=problem.core.parameters.size)
+    results, before = [], core.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 8):
+            core.set_num_threads(threads)
+            fisher = core.Fisher(problem.core, problem.observations)
+            results.append(core.KFac(fisher, 0.1) @ v)
+    finally:
+        core.set_num_threads(before)
+    for other in results[1:]:
+        assert np.array_equal(results[0], other)
+
+
+# What is degenerate ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("damping", [0.0, 1e-12, 0.1])
+@pytest.mark.parametrize("case", ["one observation", "duplicates", "dead layer", "smallest"])
+def test_degenerate_batches_give_finite_preconditioners(case, damping, dtype):
+    count = 1 if case == "one observation" else 64
+    hidden = () if case == "smallest" else (7, 5)
+    activation = "relu" if case == "dead layer" else "tanh"
+    name = "categorical" if case != "smallest" else "bernoulli"
+    problem = make_problem(
+        name, hidden=hidden, observation_size=1 if case == "smallest" else 4, dtype=dtype,
+        activation=activation, count=count,
+    )  # fmt: skip
+    observations = problem.observations
+    if case == "duplicates":
+        observations = np.repeat(observations[:1], count, axis=0)
+    if case == "dead layer":  # the first layer's activations are all zero: nothing is learned below
+        for block in problem.core.layout[:2]:
+            values = np.zeros(block.size) if "weight" in block.name else np.full(block.size, -1.0)
+            problem.core.parameters[block.offset : block.offset + block.size] = values
+    fisher = core.Fisher(problem.core, observations)
+    M = core.KFac(fisher, damping)
+    v = np.random.default_rng(0).normal(size=M.shape[0])
+    assert np.isfinite(M @ v).all()
+    assert v @ (M @ v) > 0
+    b = fisher @ v
+    r = core.conjugate_gradient(fisher, b, damping=damping, preconditioner=M)
+    assert np.isfinite(r.x).all()
+    assert np.isfinite([r.residual_norm, r.quadratic_form]).all()
+
+
+def test_parameters_that_are_not_finite_leave_the_identity():
+    problem = make_problem("categorical")
+    problem.core.parameters[0] = np.nan
+    M = core.KFac(core.Fisher(problem.core, problem.observations), 0.1)
+    assert not M.positive_definite
+    v = np.arange(M.shape[0], dtype=float)
+    assert np.array_equal(M @ v, v)
+
+
+# Diagonal and Nystrom ----------------------------------------------------------------------------
+
+
+def test_the_diagonal_preconditioner_divides_by_the_diagonal():
+    problem = make_problem("gaussian")
+    fisher = core.Fisher(problem.core, problem.observations)
+    v = np.random.default_rng(0).normal(size=fisher.shape[0])
+    want = v / (np.diag(fisher.to_dense()) + 0.1)
+    assert relative_error(core.DiagonalPreconditioner(fisher, 0.1) @ v, want) < 1e-12
+    same = core.DiagonalPreconditioner(fisher.diagonal(), 0.1)
+    assert relative_error(same @ v, want) < 1e-12
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0])
+def test_a_diagonal_that_is_not_positive_leaves_the_identity(bad):
+    M = core.DiagonalPreconditioner(np.array([1.0, bad, 2.0]))
+    assert not M.positive_definite
+    assert np.array_equal(M @ np.ones(3), np.ones(3))
+
+
+def low_rank(n=60, rank=5, seed=0):
+    rng = np.random.default_rng(seed)
+    q, _ = np.linalg.qr(rng.normal(size=(n, rank)))
+    return (q * np.geomspace(1.0, 1e4, rank)) @ q.T
+
+
+def test_nystrom_solves_a_system_of_low_rank_at_once():
+    A = low_rank(rank=25)
+    b = np.random.default_rng(1).normal(size=len(A))
+    M = core.NystromPreconditioner(A, rank=30, damping=0.1)
+    r = core.conjugate_gradient(A, b, damping=0.1, rtol=1e-8, max_iterations=50, preconditioner=M)
+    plain = core.conjugate_gradient(A, b, damping=0.1, rtol=1e-8, max_iterations=50)
+    assert r.status is core.CgStatus.CONVERGED
+    assert r.iterations <= 8 < 25 <= plain.iterations
+    assert relative_error(r.x, np.linalg.solve(A + 0.1 * np.eye(len(A)), b)) < 1e-7
+
+
+def test_nystrom_is_the_formula_of_its_paper():
+    # On the range of a full sketch the approximation is A itself: (l_min + mu) (A + mu I)^-1.
+    A = low_rank(12, 12)
+    M = core.NystromPreconditioner(A, rank=12, damping=0.5)
+    smallest = np.linalg.eigvalsh(A)[0]
+    want = (smallest + 0.5) * np.linalg.inv(A + 0.5 * np.eye(12))
+    assert relative_error(dense(M), want) < 1e-3
+
+
+def test_nystrom_depends_on_its_seed_alone():
+    problem = make_problem("gaussian", count=200)
+    fisher = core.Fisher(problem.core, problem.observations)
+    v = np.random.default_rng(0).normal(size=fisher.shape[0])
+    one, same, other = (core.NystromPreconditioner(fisher, 10, 0.1, s) @ v for s in (3, 3, 4))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("matrix", [np.zeros((6, 6)), -np.eye(6), np.diag([1.0, 1, 1, 1, 1, -9])])
+def test_nystrom_of_zero_and_of_indefinite_operators_stays_finite(matrix):
+    M = core.NystromPreconditioner(matrix, rank=6, damping=0.0)
+    assert np.isfinite(M @ np.ones(6)).all()
+    assert M.positive_definite == (not matrix.any())
+
+
+# Bad input ---------------------------------------------------------------------------------------
+
+
+def test_bad_input_is_named():
+    problem = make_problem("categorical")
+    fisher = core.Fisher(problem.core, problem.observations)
+    b = np.ones(fisher.shape[0])
+    cases = [
+        (lambda: core.KFac(fisher, -1.0), "damping: want a finite number >= 0"),
+        (lambda: core.KFac(fisher, np.nan), "damping: want a finite number >= 0"),
+        (lambda: core.KFac(fisher, every=0), "every: want an integer from 1"),
+        (lambda: core.DiagonalPreconditioner(np.eye(2)), "A: want shape"),
+        (lambda: core.DiagonalPreconditioner([np.inf]), r"A\[0\]: want a finite number"),
+        (lambda: core.NystromPreconditioner(np.eye(3), 4), "rank: want at most the size of A, 3"),
+        (lambda: core.NystromPreconditioner(np.eye(3), 0), "rank: want an integer from 1"),
+        (lambda: core.NystromPreconditioner(np.ones((2, 3)), 1), "A: want a square operator"),
+        (
+            lambda: core.NystromPreconditioner(lambda v: v, 1),
+            "A: want an operator that has a shape",
+        ),
+        (lambda: core.KFac(fisher) @ np.ones(3), "r: want shape"),
+        (lambda: core.KFac(fisher) @ (b * np.nan), r"r\[0\]: want a finite number"),
+        (
+            lambda: core.conjugate_gradient(
+                np.eye(3), np.ones(3), preconditioner=core.KFac(fisher)
+            ),
+            "preconditioner: want size 3 to match b, got a KFac of size",
+        ),
+        (
+            lambda: core.TrustRegionUpdate(preconditioner="jacobi"),
+            "preconditioner: want none, kfac, diagonal or nystrom, got 'jacobi'",
+        ),
+        (lambda: core.TrustRegionUpdate(kfac_every=0), "kfac_every: want an integer from 1"),
+        (lambda: core.TrustRegionUpdate(nystrom_rank=0), "nystrom_rank: want an integer from 1"),
+    ]
+    for call, message in cases:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+# In an update ------------------------------------------------------------------------------------
+
+
+def test_an_update_solves_with_the_preconditioner_it_is_told():
+    solutions = {}
+    for name in ("none", "kfac", "diagonal", "nystrom"):
+        problem = hard_problem()
+        update = core.TrustRegionUpdate(
+            damping=0.01, cg_iterations=4, line_search=None, preconditioner=name, nystrom_rank=30
+        )
+        report = update(problem.core, problem.batch)
+        assert report.status is core.UpdateStatus.ACCEPTED
+        assert report.preconditioner == name
+        assert report.as_dict()["preconditioner"] == name
+        assert report.cg.iterations == 4
+        assert (report.timings["precondition"] > 1e-6) == (name != "none")
+        assert report.timings["precondition"] <= report.timings["solve"]
+        solutions[name] = problem.core.parameters - problem.theta
+
+    # The step is along the solution that the operators give.
+    problem = hard_problem()
+    fisher = core.Fisher(problem.core, problem.observations)
+    g = problem.core.score(problem.observations, problem.actions, problem.advantages)
+    for name, M in {
+        "none": None,
+        "kfac": core.KFac(fisher, 0.01),
+        "diagonal": core.DiagonalPreconditioner(fisher, 0.01),
+        "nystrom": core.NystromPreconditioner(fisher, 30, 0.01),
+    }.items():
+        r = core.conjugate_gradient(fisher, g, damping=0.01, max_iterations=4, preconditioner=M)
+        cosine = r.x @ solutions[name] / np.linalg.norm(r.x) / np.linalg.norm(solutions[name])
+        assert 1 - cosine < 1e-10, name
+
+
+def test_every_of_an_update_reaches_the_factors():
+    steps = []
+    for every in (1, 8):
+        problem = hard_problem()
+        update = core.TrustRegionUpdate(
+            cg_iterations=2, line_search=None, preconditioner="kfac", kfac_every=every
+        )
+        update(problem.core, problem.batch)
+        steps.append(problem.core.parameters - problem.theta)
+    assert not np.array_equal(*steps)
