@@ -167,14 +167,16 @@ def test_gauss_newton_solves_a_linear_problem_at_once():
     observations = rng.normal(size=(200, 3))
     targets = observations @ [1.0, -2.0, 0.5] + 3.0
     v = value_function(hidden=(), inputs=3)
-    fit = core.GaussNewtonFit(steps=20, cg_iterations=20, damping=1e-6, max_change=1e6)
+    fit = core.GaussNewtonFit(
+        steps=20, cg_iterations=20, damping=1e-6, max_change=1e6, weight_decay=0.0
+    )
     fit(v, observations, targets)
     np.testing.assert_allclose(v.predict(observations), targets, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"steps": 1}, {"cg_iterations": 1}, {"damping": 10.0}, {"max_change": 1e-3}],
+    [{"steps": 1}, {"cg_iterations": 1}, {"damping": 10.0}, {"max_change": 1e-3}, {"weight_decay": 0.0}],
     ids=str,
 )
 def test_every_option_of_gauss_newton_changes_the_fit(options):
