@@ -141,6 +141,8 @@ def summarise(rows: list[dict[str, Any]]) -> None:
             line = f"{task:15} {fit:32}"
             for column in COLUMNS[3:]:
                 values = {seed: float(row[column]) for seed, row in runs.items()}
+                if not np.isfinite(list(values.values())).all():
+                    continue  # no step has known rewards ahead
                 apart = [
                     value - float(by_fit["default"][seed][column])
                     for seed, value in values.items()

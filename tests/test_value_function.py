@@ -176,7 +176,13 @@ def test_gauss_newton_solves_a_linear_problem_at_once():
 
 @pytest.mark.parametrize(
     "options",
-    [{"steps": 1}, {"cg_iterations": 1}, {"damping": 10.0}, {"max_change": 1e-3}, {"weight_decay": 0.0}],
+    [
+        {"steps": 1},
+        {"cg_iterations": 1},
+        {"damping": 10.0},
+        {"max_change": 1e-3},
+        {"weight_decay": 0.0},
+    ],
     ids=str,
 )
 def test_every_option_of_gauss_newton_changes_the_fit(options):
