@@ -138,9 +138,9 @@ Transactional. Raises ValueError or TypeError for bad arrays.)")
                wrong_value("max_change", "want a number > 0, got " + std::to_string(max_change));
              }
              options.max_change = max_change;
-             options.weight_decay = number(weight_decay, "weight_decay",
-                                           weight_decay >= 0 && weight_decay <= 1,
-                                           "a number >= 0 and <= 1");
+             options.weight_decay =
+                 number(weight_decay, "weight_decay", weight_decay >= 0 && weight_decay <= 1,
+                        "a number >= 0 and <= 1");
              options.method = fisher_method_named(method, "method");
              return std::make_unique<PyGaussNewtonFit>(options);
            }),

@@ -24,10 +24,10 @@ struct FitReport {
 };
 
 struct GaussNewtonOptions {
-  int steps = 4;            // attempts, each one gradient, one solve, one evaluation
-  int cg_iterations = 5;    // few: stopping early is what keeps noise in the targets out
-  double damping = 0.1;     // at the start; then adapted (Levenberg and Marquardt)
-  double max_change = 1;    // bound on the mean squared change of z in one step
+  int steps = 4;               // attempts, each one gradient, one solve, one evaluation
+  int cg_iterations = 5;       // few: stopping early is what keeps noise in the targets out
+  double damping = 0.1;        // at the start; then adapted (Levenberg and Marquardt)
+  double max_change = 1;       // bound on the mean squared change of z in one step
   double weight_decay = 0.03;  // the part of all parameters that is taken away before the steps
   FisherMethod method = FisherMethod::automatic;  // of the products
 };
