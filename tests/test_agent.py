@@ -93,6 +93,7 @@ CHANGES = {  # option: another value, and options without which it would mean no
     "critic_cg_iterations": (1, {}),
     "critic_damping": (10.0, {}),
     "critic_max_change": (1e-3, {}),
+    "critic_weight_decay": (0.5, {}),
     "critic_epochs": (2, WITH_ADAM),
     "critic_minibatch_size": (20, WITH_ADAM),
     "critic_learning_rate": (0.1, WITH_ADAM),

@@ -428,10 +428,11 @@ class FitReport:
 class GaussNewtonFit:
     def __init__(
         self,
-        steps: int = 3,
+        steps: int = 4,
         cg_iterations: int = 5,
         damping: float = 0.1,
-        max_change: float = 0.1,
+        max_change: float = 1.0,
+        weight_decay: float = 0.03,
         method: Literal["auto", "passes", "adjoints"] = "auto",
     ) -> None: ...
     @property

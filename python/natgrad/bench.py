@@ -343,10 +343,11 @@ def _critic_fit(problem: Problem) -> Piece:
     )
     if not (report.accepted and report.explained_variance > report.explained_variance_before):
         raise WrongAnswerError(f"critic fit: {report.message}; not timed")
-    # The defaults: 3 steps of a gradient, 5 products, a candidate; each new point is linearised.
+    # The defaults: 4 steps of a gradient, 5 products, a candidate, which is linearised; so are the
+    # start, the start after decay, and where a candidate that was refused came from.
     passes = [shape.operations(*count, outputs=1) for count in ((1, 2), (2, 4), (1, 1))]
     each = passes[0] + 5 * passes[1] + passes[2]
-    return run, 3 * each + (report.steps + 1) * passes[2]
+    return run, 4 * each + (2 + 4 - report.steps) * passes[2]
 
 
 def _gae(problem: Problem) -> Piece:

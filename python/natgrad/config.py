@@ -84,7 +84,7 @@ class AgentConfig:
     critic_hidden: tuple[int, ...] = _option(
         (64, 64), "critic", "widths of the hidden layers", low=1
     )
-    critic_steps: int = _option(3, "critic", "gauss_newton: steps per update", low=1)
+    critic_steps: int = _option(4, "critic", "gauss_newton: steps per update", low=1)
     critic_cg_iterations: int = _option(
         5, "critic", "gauss_newton: conjugate gradient iterations per step", low=1
     )
@@ -92,8 +92,12 @@ class AgentConfig:
         0.1, "critic", "gauss_newton: initial damping, adapted from step to step", above=0.0
     )
     critic_max_change: float = _option(
-        0.1, "critic", "gauss_newton: largest mean squared change of the scaled predictions "
+        1.0, "critic", "gauss_newton: largest mean squared change of the scaled predictions "
         "in one step", above=0.0,
+    )  # fmt: skip
+    critic_weight_decay: float = _option(
+        0.03, "critic", "gauss_newton: part of the parameters taken away before each fit",
+        low=0.0, high=1.0,
     )  # fmt: skip
     critic_epochs: int = _option(10, "critic", "adam: passes over the batch per update", low=1)
     critic_minibatch_size: int = _option(64, "critic", "adam: observations per step", low=1)
