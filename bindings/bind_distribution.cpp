@@ -139,16 +139,10 @@ not finite, and TypeError for a dtype that is not numeric.)")
           [](const PyDistribution& self, py::handle given) {
             const auto outputs = outputs_of(self, given, "outputs");
             const Index k = outputs.columns;
-            std::vector<double> s(static_cast<std::size_t>(k)), unit(s.size());
-            auto flat = per_row_vector(
-                self, outputs, k * k, [&](const auto& d, const double* y, Index, double* out) {
-                  d.curvature(y, s.data());
-                  for (Index j = 0; j < k; ++j) {
-                    unit[static_cast<std::size_t>(j)] = 1;
-                    d.fisher_product(s.data(), unit.data(), 1.0, out + j * k);
-                    unit[static_cast<std::size_t>(j)] = 0;
-                  }
-                });
+            auto flat = per_row_vector(self, outputs, k * k,
+                                       [&](const auto&, const double* y, Index, double* out) {
+                                         fisher_matrix(self.distribution, y, out);
+                                       });
             return flat.reshape({outputs.count, k, k});
           },
           py::arg("outputs"),
@@ -175,19 +169,11 @@ not finite, and TypeError for a dtype that is not numeric.)")
           [](const PyDistribution& self, py::handle given) {
             const auto outputs = outputs_of(self, given, "outputs");
             const Index k = outputs.columns;
-            const Index rank =
-                std::visit([](const auto& d) { return d.fisher_rank(); }, self.distribution);
-            std::vector<double> s(static_cast<std::size_t>(k)), column(s.size());
-            auto flat = per_row_vector(
-                self, outputs, k * rank, [&](const auto& d, const double* y, Index, double* out) {
-                  d.curvature(y, s.data());
-                  for (Index j = 0; j < rank; ++j) {
-                    d.fisher_root_column(s.data(), j, 1.0, column.data());
-                    for (Index i = 0; i < k; ++i) {
-                      out[i * rank + j] = column[static_cast<std::size_t>(i)];
-                    }
-                  }
-                });
+            const Index rank = fisher_rank(self.distribution);
+            auto flat = per_row_vector(self, outputs, k * rank,
+                                       [&](const auto&, const double* y, Index, double* out) {
+                                         fisher_root(self.distribution, y, out);
+                                       });
             return flat.reshape({outputs.count, k, rank});
           },
           py::arg("outputs"),

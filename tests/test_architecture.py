@@ -18,6 +18,7 @@ CPP_FLOORS = [
     {
         "kernels/dense_layer",
         "kernels/adjoint",
+        "kernels/rows",
         "kernels/fma_peak",
         "kernels/dispatch",
         "parallel",

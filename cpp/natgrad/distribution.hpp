@@ -11,11 +11,10 @@
 //   DiagonalGaussian  s = (1/sigma^2, 2)    M = diag(s)                          (eq. 5)
 //   Bernoulli         s = p (1 - p)         M = diag(s)                          (eq. 7)
 //
-// `shared` is what all rows have in common, so that no row computes it again: share() fills it from
-// the free parameters (policy.hpp) of the old and of the current policy. Null where there is none.
-//
 // M has a root Q (K, rank), Q Q' = M: diag(sqrt(s)) where M is diagonal, and for a softmax
 // columns of diag(q) H with q = sqrt(p) and a reflection H, see fisher_root_column.
+//
+// DistributionRows does the same for many rows at once, by kernels where they pay.
 #pragma once
 
 #include <algorithm>
@@ -87,12 +86,8 @@ struct Categoricals {
   Index action_size() const { return static_cast<Index>(sizes.size()); }
   Index fisher_rank() const { return total - action_size(); }
 
-  Index shared_size() const { return 0; }
   template <class T>
-  void share(const T*, const T*, double*) const {}
-
-  template <class T>
-  double log_prob(const T* y, const T* action, const double* = nullptr) const {
+  double log_prob(const T* y, const T* action) const {
     double sum = 0;
     for (std::size_t j = 0; j < sizes.size(); y += sizes[j++]) {
       sum +=
@@ -122,7 +117,7 @@ struct Categoricals {
   // KL = sum p (log p - log p_new). Near p both logarithms are nearly equal; with the differences of
   // logits e_i it is log(sum p exp(e)) - sum p e, and log1p and expm1 keep its second order.
   template <class T>
-  double kl(const T* old_y, const T* y, const double* = nullptr) const {
+  double kl(const T* old_y, const T* y) const {
     double kl = 0;
     for (std::size_t j = 0; j < sizes.size(); y += sizes[j], old_y += sizes[j++]) {
       const double old_largest = detail::largest(old_y, sizes[j]);
@@ -148,7 +143,7 @@ struct Categoricals {
   }
 
   template <class T>
-  void score(const T* y, const T* action, double scale, T* out, const double* = nullptr) const {
+  void score(const T* y, const T* action, double scale, T* out) const {
     for (std::size_t j = 0; j < sizes.size(); y += sizes[j], out += sizes[j++]) {
       const Index chosen = static_cast<Index>(action[j]);
       detail::softmax(y, sizes[j], [&](Index i, double p) {
@@ -183,7 +178,7 @@ struct Categoricals {
   }
 
   template <class T>
-  void curvature(const T* y, T* s, const double* = nullptr) const {
+  void curvature(const T* y, T* s) const {
     for (std::size_t j = 0; j < sizes.size(); y += sizes[j], s += sizes[j++]) {
       detail::softmax(y, sizes[j], [&](Index i, double p) { s[i] = static_cast<T>(p); });
     }
@@ -252,24 +247,13 @@ struct DiagonalGaussian {
   Index action_size() const { return n; }
   Index fisher_rank() const { return 2 * n; }
 
-  // 1 / sigma (n), then what the standard deviations alone add to the divergence (n).
-  Index shared_size() const { return state_dependent_std ? 0 : 2 * n; }
   template <class T>
-  void share(const T* old_log_std, const T* log_std, double* shared) const {
-    if (state_dependent_std) return;
-    for (Index i = 0; i < n; ++i) {
-      shared[i] = inverse_std(log_std[i]);
-      shared[n + i] = divergence_of_std(old_log_std[i], log_std[i]);
-    }
-  }
-
-  template <class T>
-  double log_prob(const T* y, const T* action, const double* shared = nullptr) const {
+  double log_prob(const T* y, const T* action) const {
     constexpr double half_log_two_pi = 0.91893853320467274178;
     double sum = 0;
     for (Index i = 0; i < n; ++i) {
-      const double z = (static_cast<double>(action[i]) - static_cast<double>(y[i])) *
-                       (shared != nullptr ? shared[i] : inverse_std(y[n + i]));
+      const double z =
+          (static_cast<double>(action[i]) - static_cast<double>(y[i])) * inverse_std(y[n + i]);
       sum -= 0.5 * z * z + static_cast<double>(y[n + i]) + half_log_two_pi;
     }
     return sum;
@@ -284,22 +268,20 @@ struct DiagonalGaussian {
   }
 
   template <class T>
-  double kl(const T* old_y, const T* y, const double* shared = nullptr) const {
+  double kl(const T* old_y, const T* y) const {
     double kl = 0;
     for (Index i = 0; i < n; ++i) {
-      const double z = (static_cast<double>(y[i]) - static_cast<double>(old_y[i])) *
-                       (shared != nullptr ? shared[i] : inverse_std(y[n + i]));
-      kl += 0.5 * z * z +
-            (shared != nullptr ? shared[n + i] : divergence_of_std(old_y[n + i], y[n + i]));
+      const double z =
+          (static_cast<double>(y[i]) - static_cast<double>(old_y[i])) * inverse_std(y[n + i]);
+      kl += 0.5 * z * z + divergence_of_std(old_y[n + i], y[n + i]);
     }
     return kl;
   }
 
   template <class T>
-  void score(const T* y, const T* action, double scale, T* out,
-             const double* shared = nullptr) const {
+  void score(const T* y, const T* action, double scale, T* out) const {
     for (Index i = 0; i < n; ++i) {
-      const double inverse = shared != nullptr ? shared[i] : inverse_std(y[n + i]);
+      const double inverse = inverse_std(y[n + i]);
       const double z = (static_cast<double>(action[i]) - static_cast<double>(y[i])) * inverse;
       out[i] = static_cast<T>(scale * z * inverse);
       out[n + i] = static_cast<T>(scale * (z * z - 1));
@@ -320,9 +302,9 @@ struct DiagonalGaussian {
   }
 
   template <class T>
-  void curvature(const T* y, T* s, const double* shared = nullptr) const {
+  void curvature(const T* y, T* s) const {
     for (Index i = 0; i < n; ++i) {
-      const double inverse = shared != nullptr ? shared[i] : inverse_std(y[n + i]);
+      const double inverse = inverse_std(y[n + i]);
       s[i] = static_cast<T>(inverse * inverse);
       s[n + i] = T(2);
     }
@@ -346,7 +328,6 @@ struct DiagonalGaussian {
     out[column] = static_cast<T>(scale * std::sqrt(static_cast<double>(s[column])));
   }
 
- private:
   template <class T>
   static double inverse_std(T log_std) {
     return std::exp(-static_cast<double>(log_std));
@@ -366,12 +347,8 @@ struct Bernoulli {
   Index action_size() const { return n; }
   Index fisher_rank() const { return n; }
 
-  Index shared_size() const { return 0; }
   template <class T>
-  void share(const T*, const T*, double*) const {}
-
-  template <class T>
-  double log_prob(const T* y, const T* action, const double* = nullptr) const {
+  double log_prob(const T* y, const T* action) const {
     double sum = 0;
     for (Index i = 0; i < n; ++i) {
       const double logit = static_cast<double>(y[i]);
@@ -392,7 +369,7 @@ struct Bernoulli {
 
   // As for a softmax of the two logits (0, y).
   template <class T>
-  double kl(const T* old_y, const T* y, const double* = nullptr) const {
+  double kl(const T* old_y, const T* y) const {
     double kl = 0;
     for (Index i = 0; i < n; ++i) {
       const double old_logit = static_cast<double>(old_y[i]);
@@ -408,7 +385,7 @@ struct Bernoulli {
   }
 
   template <class T>
-  void score(const T* y, const T* action, double scale, T* out, const double* = nullptr) const {
+  void score(const T* y, const T* action, double scale, T* out) const {
     for (Index i = 0; i < n; ++i) {
       const double p = detail::sigmoid(static_cast<double>(y[i]));
       out[i] = static_cast<T>(scale * ((action[i] > T(0.5) ? 1.0 : 0.0) - p));
@@ -428,7 +405,7 @@ struct Bernoulli {
   }
 
   template <class T>
-  void curvature(const T* y, T* s, const double* = nullptr) const {
+  void curvature(const T* y, T* s) const {
     for (Index i = 0; i < n; ++i) {
       const double logit = static_cast<double>(y[i]);
       s[i] = static_cast<T>(detail::sigmoid(logit) * detail::sigmoid(-logit));
@@ -462,10 +439,52 @@ inline Index parameter_size(const Distribution& distribution) {
 inline Index action_size(const Distribution& distribution) {
   return std::visit([](const auto& d) { return d.action_size(); }, distribution);
 }
+inline Index fisher_rank(const Distribution& distribution) {
+  return std::visit([](const auto& d) { return d.fisher_rank(); }, distribution);
+}
+// M (K, K) of one row y, and its root Q (K, rank); row-major.
+void fisher_matrix(const Distribution& distribution, const double* y, double* m);
+void fisher_root(const Distribution& distribution, const double* y, double* q);
+
 // Parameters of the distribution that do not depend on the observation.
 inline Index free_parameter_size(const Distribution& distribution) {
   const auto* gaussian = std::get_if<DiagonalGaussian>(&distribution);
   return gaussian != nullptr && !gaussian->state_dependent_std ? gaussian->n : 0;
 }
+
+// The distributions of one policy in many rows: tiles of a batch. A standard deviation that is a
+// parameter is the same in all of them; what follows from it is computed once.
+//
+// Outputs y and results (rows, K) are buffers of ours, with leading dimensions as in types.hpp.
+template <class T>
+class DistributionRows {
+ public:
+  // `free` (policy.hpp) are the free parameters of this policy, `old_free` those of the one that
+  // divergences are taken from. Neither is read where there are none.
+  void attach(const Distribution& distribution, const T* old_free, const T* free);
+
+  // out[r] = log p(action[r]); adds the entropies of all rows to `entropy` unless null.
+  void log_probs(Matrix<const T> y, Matrix<const T> actions, double* out, double* entropy) const;
+  // Sum of KL(old || this) over the rows.
+  double divergence(Matrix<const T> old_y, Matrix<const T> y) const;
+  // out[r] = scale[r] grad log p(action[r]); returns the sum of the rows' 2-norms.
+  double scores(Matrix<const T> y, Matrix<const T> actions, const double* scale,
+                Matrix<T> out) const;
+
+  // Whether one state stands for all rows.
+  bool has_shared_curvature() const;
+  void curvature(Matrix<const T> y, Matrix<T> s) const;
+  // out[r] = scale[r] M u[r]. The stride of a shared state is 0.
+  void fisher_products(Matrix<const T> s, const double* scale, Matrix<const T> u,
+                       Matrix<T> out) const;
+
+ private:
+  const DiagonalGaussian* shared_gaussian() const;
+
+  const Distribution* distribution_ = nullptr;
+  Buffer<double> inverse_std_;  // (n)
+  double log_normalizer_ = 0;   // sum_i log sigma_i + 1/2 log 2 pi
+  double divergence_ = 0;       // what the standard deviations alone add to that of a row
+};
 
 }  // namespace natgrad

@@ -34,39 +34,27 @@ class RandomSigns {
 }  // namespace
 
 template <class T>
-template <class D>
-const double* Fisher<T>::share(const D& distribution) {
-  if (distribution.shared_size() == 0) return nullptr;
-  const T* free = policy_->network.outputs().row(0) + policy_->policy->network().spec().outputs;
-  shared_.resize(distribution.shared_size());
-  distribution.share(free, free, shared_.data());
-  return shared_.data();
-}
-
-template <class T>
 void Fisher<T>::attach(LinearizedPolicy<T>* policy, FisherKind kind, Matrix<const T> actions,
                        const double* weights) {
   policy_ = policy;
   kind_ = kind;
   has_state_ = has_gram_ = has_free_ = false;
   uniform_ = weights == nullptr;
-  const Index rows = policy->network.rows();
-  weights_.resize(rows);
-  for (Index n = 0; n < rows; ++n) {
-    weights_[n] = (weights != nullptr ? weights[n] : 1.0) / static_cast<double>(rows);
-  }
-  if (kind == FisherKind::exact) return;  // see provide_state
   const Matrix<const T> y = policy->network.outputs();
-  state_.resize(y.rows * y.columns);
-  std::visit(
-      [&](const auto& distribution) {
-        const double* shared = share(distribution);
-        for (Index n = 0; n < y.rows; ++n) {
-          distribution.score(y.row(n), actions.row(n), 1.0, state_.data() + n * y.columns, shared);
-        }
-      },
-      policy->policy->distribution());
-  has_state_ = true;
+  const T* free = y.row(0) + policy->policy->network().spec().outputs;
+  distribution_.attach(policy->policy->distribution(), free, free);
+  weights_.resize(y.rows);
+  if (kind == FisherKind::empirical) {
+    state_.resize(y.rows * y.columns);
+    state_stride_ = y.columns;
+    std::fill_n(weights_.data(), y.rows, 1.0);
+    distribution_.scores(y, actions, weights_.data(),
+                         {state_.data(), y.rows, y.columns, y.columns});
+    has_state_ = true;
+  }
+  for (Index n = 0; n < y.rows; ++n) {
+    weights_[n] = (weights != nullptr ? weights[n] : 1.0) / static_cast<double>(y.rows);
+  }
 }
 
 // The curvature of each row, which a closed form does without.
@@ -74,16 +62,16 @@ template <class T>
 void Fisher<T>::provide_state() {
   if (has_state_) return;
   const Matrix<const T> y = policy_->network.outputs();
-  state_.resize(y.rows * y.columns);
-  std::visit(
-      [&](const auto& distribution) {
-        const double* shared = share(distribution);
-        for (Index n = 0; n < y.rows; ++n) {
-          distribution.curvature(y.row(n), state_.data() + n * y.columns, shared);
-        }
-      },
-      policy_->policy->distribution());
+  const Index rows = distribution_.has_shared_curvature() ? 1 : y.rows;
+  state_stride_ = rows > 1 ? y.columns : 0;
+  state_.resize(rows > 1 ? rows * y.columns : leading_dimension<T>(y.columns));
+  distribution_.curvature(y, {state_.data(), rows, y.columns, state_stride_});
   has_state_ = true;
+}
+
+template <class T>
+const T* Fisher<T>::state(Index row) const {
+  return state_.data() + row * state_stride_;
 }
 
 template <class T>
@@ -132,30 +120,25 @@ void Fisher<T>::product(const double* v, double* out, int series) {
 template <class T>
 void Fisher<T>::product_by_passes(const double* v, double* out) {
   provide_state();
-  std::visit(
-      [&](const auto& distribution) {
-        policy_->network.sweep(
-            v,
-            [&](Index first, Matrix<const T> u, Matrix<T> d) {
-              const T* state = state_.data() + first * u.columns;
-              for (Index r = 0; r < u.rows; ++r, state += u.columns) {
-                if (kind_ == FisherKind::exact) {
-                  distribution.fisher_product(state, u.row(r), weights_[first + r], d.row(r));
-                  continue;
-                }
-                double along = 0;
-                for (Index k = 0; k < u.columns; ++k) {
-                  along += static_cast<double>(state[k]) * static_cast<double>(u.row(r)[k]);
-                }
-                along *= weights_[first + r];
-                for (Index k = 0; k < u.columns; ++k) {
-                  d.row(r)[k] = static_cast<T>(along * static_cast<double>(state[k]));
-                }
-              }
-            },
-            out);
+  policy_->network.sweep(
+      v,
+      [&](Index first, Matrix<const T> u, Matrix<T> d, int) {
+        const Matrix<const T> s{state(first), u.rows, u.columns, state_stride_};
+        if (kind_ == FisherKind::exact) {
+          return distribution_.fisher_products(s, weights_.data() + first, u, d);
+        }
+        for (Index r = 0; r < u.rows; ++r) {
+          double along = 0;
+          for (Index k = 0; k < u.columns; ++k) {
+            along += static_cast<double>(s.row(r)[k]) * static_cast<double>(u.row(r)[k]);
+          }
+          along *= weights_[first + r];
+          for (Index k = 0; k < u.columns; ++k) {
+            d.row(r)[k] = static_cast<T>(along * static_cast<double>(s.row(r)[k]));
+          }
+        }
       },
-      policy_->policy->distribution());
+      out);
 }
 
 // Columns of the root of M_n; the free outputs' come last. At least one, which may be zero: a
@@ -163,8 +146,7 @@ void Fisher<T>::product_by_passes(const double* v, double* out) {
 template <class T>
 Index Fisher<T>::columns() const {
   if (kind_ == FisherKind::empirical) return 1;
-  const auto rank = [](const auto& d) { return std::max<Index>(d.fisher_rank(), 1); };
-  return std::visit(rank, policy_->policy->distribution());
+  return std::max<Index>(fisher_rank(policy_->policy->distribution()), 1);
 }
 
 // Those with adjoints in the layers. Where M is diagonal the free outputs' columns have none.
@@ -194,9 +176,8 @@ const Buffer<double>& Fisher<T>::free_diagonal() {
   free_state_.resize(free);
   free_state_.fill_zero();
   for (Index n = 0; n < weights_.size(); ++n) {
-    const T* state = state_.data() + (n + 1) * all - free;
     for (Index i = 0; i < free; ++i) {
-      const double s = static_cast<double>(state[i]);
+      const double s = static_cast<double>(state(n)[all - free + i]);
       free_state_[i] += weights_[n] * (kind_ == FisherKind::exact ? s : s * s);
     }
   }
@@ -219,12 +200,12 @@ void Fisher<T>::fill_column(Index first, Index every, Index column, Matrix<T> d)
       [&](const auto& distribution) {
         for (Index r = 0; r < d.rows; ++r) {
           const Index n = first + every * r;
-          const T* state = state_.data() + n * d.columns;
+          const T* s = state(n);
           const double scale = std::sqrt(weights_[n]);
           if (kind_ == FisherKind::exact) {
-            distribution.fisher_root_column(state, column, scale, d.row(r));
+            distribution.fisher_root_column(s, column, scale, d.row(r));
           } else {
-            for (Index k = 0; k < d.columns; ++k) d.row(r)[k] = static_cast<T>(scale) * state[k];
+            for (Index k = 0; k < d.columns; ++k) d.row(r)[k] = static_cast<T>(scale) * s[k];
           }
         }
       },
@@ -238,8 +219,8 @@ void Fisher<T>::fill_signed(Index first, Index every, Matrix<T> d) const {
       [&](const auto& distribution) {
         for (Index r = 0; r < d.rows; ++r) {
           const Index n = first + every * r;
-          distribution.fisher_root_product(state_.data() + n * d.columns, RandomSigns(n),
-                                           std::sqrt(weights_[n]), d.row(r));
+          distribution.fisher_root_product(state(n), RandomSigns(n), std::sqrt(weights_[n]),
+                                           d.row(r));
         }
       },
       policy_->policy->distribution());

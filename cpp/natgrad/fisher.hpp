@@ -76,8 +76,7 @@ class Fisher {
   void fill_column(Index first, Index every, Index column, Matrix<T> d) const;
   void fill_signed(Index first, Index every, Matrix<T> d) const;
   bool is_linear_gaussian() const;
-  template <class D>
-  const double* share(const D& distribution);
+  const T* state(Index row) const;
   void provide_state();
   void provide_gram();
   void provide_adjoints();
@@ -86,9 +85,10 @@ class Fisher {
 
   LinearizedPolicy<T>* policy_ = nullptr;
   FisherKind kind_ = FisherKind::exact;
-  Buffer<T> state_;            // (N, K): curvature of the distribution, or scores
+  DistributionRows<T> distribution_;
+  Buffer<T> state_;  // (N, K): curvature of the distribution, or scores; or one for all
+  Index state_stride_ = 0;
   Buffer<double> weights_;     // (N): w_n / N
-  Buffer<double> shared_;      // what all rows of the distribution share
   Buffer<double> free_state_;  // of the free outputs: sum_n w_n / N M_n, which is diagonal there
   LinearGaussian<T> linear_;
   bool uniform_ = true, has_state_ = false, has_gram_ = false, has_free_ = false;

@@ -70,6 +70,7 @@ Network<T>::Network(NetworkSpec spec)
     : spec_(std::move(spec)),
       mean_(static_cast<std::size_t>(spec_.inputs), 0.0),
       std_(static_cast<std::size_t>(spec_.inputs), 1.0),
+      inverse_std_(std_),
       clip_(std::numeric_limits<double>::infinity()) {
   Index offset = 0;
   Index in = spec_.fourier_features > 0 ? spec_.fourier_features : spec_.inputs;
@@ -136,6 +137,7 @@ template <class T>
 void Network<T>::set_normalizer(const double* mean, const double* std, double clip) {
   mean_.assign(mean, mean + spec_.inputs);
   std_.assign(std, std + spec_.inputs);
+  for (std::size_t i = 0; i < std_.size(); ++i) inverse_std_[i] = 1 / std_[i];
   clip_ = clip;
 }
 
@@ -144,16 +146,9 @@ void Network<T>::input(Matrix<const T> observations, Matrix<T> h, T* scratch) co
   const bool fourier = spec_.fourier_features > 0;
   const Index stride = leading_dimension<T>(spec_.inputs);
   const Matrix<T> normalized = fourier ? Matrix<T>{scratch, h.rows, spec_.inputs, stride} : h;
-  for (Index r = 0; r < h.rows; ++r) {
-    const T* observation = observations.row(r);
-    T* row = normalized.row(r);
-    for (Index i = 0; i < spec_.inputs; ++i) {
-      const auto j = static_cast<std::size_t>(i);
-      const double x = (static_cast<double>(observation[i]) - mean_[j]) / std_[j];
-      row[i] = static_cast<T>(std::clamp(x, -clip_, clip_));
-    }
-    std::fill(row + spec_.inputs, row + normalized.stride, T(0));
-  }
+  kernels::row_table<T>().normalize(observations.data, observations.stride, h.rows, spec_.inputs,
+                                    mean_.data(), inverse_std_.data(), clip_, normalized.data,
+                                    normalized.stride);
   if (!fourier) return;
   kernels::Multiply<T> p{};
   p.rows = h.rows;
@@ -521,7 +516,7 @@ void Linearization<T>::reverse(Index first, Matrix<T> d, bool overwrite, T* accu
 
 template <class T>
 void Linearization<T>::sweep(const double* direction,
-                             FunctionRef<void(Index, Matrix<const T>, Matrix<T>)> fill,
+                             FunctionRef<void(Index, Matrix<const T>, Matrix<T>, int)> fill,
                              double* gradient) {
   if (direction != nullptr) network_->pack(direction, false, &direction_);
   accumulators_.resize(shards_ * accumulator_size_);
@@ -529,7 +524,7 @@ void Linearization<T>::sweep(const double* direction,
     const Matrix<const T> u =
         direction != nullptr ? forward_mode(first, rows, worker) : Matrix<const T>{};
     const Matrix<T> d = scratch(worker->cotangent, rows, network_->output_columns());
-    fill(first, u, d);
+    fill(first, u, d, shard);
     reverse(first, d, first == shard_begin(shard), accumulators_.data() + shard * accumulator_size_,
             worker);
   });

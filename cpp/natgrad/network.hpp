@@ -83,7 +83,7 @@ class Network {
   NetworkSpec spec_;
   std::vector<Layer> layers_;
   Index free_offset_ = 0;
-  std::vector<double> mean_, std_;
+  std::vector<double> mean_, std_, inverse_std_;
   double clip_;
   PackedLayers<T> fourier_;  // one layer: P / nu and phi
 };
@@ -121,10 +121,11 @@ class Linearization {
                    FunctionRef<void(Index first, Matrix<const T> y, int shard)> visit);
 
   // gradient = sum_n J_n' d_n, with the rows d_n supplied tile by tile:
-  // fill(first row, u (rows, K), d (rows, K)) writes d. With a direction v (parameter_count values),
-  // u_n = J_n v; without one u is empty.
+  // fill(first row, u (rows, K), d (rows, K), shard) writes d. With a direction v (parameter_count
+  // values), u_n = J_n v; without one u is empty.
   void sweep(const double* direction,
-             FunctionRef<void(Index first, Matrix<const T> u, Matrix<T> d)> fill, double* gradient);
+             FunctionRef<void(Index first, Matrix<const T> u, Matrix<T> d, int shard)> fill,
+             double* gradient);
 
   // Cached adjoints. keep_adjoints pulls `columns` cotangents q^k_n per row back through all layers
   // once; fill(first row, k, d (rows, K)) writes the k-th. Then sweep_adjoints is

@@ -81,18 +81,18 @@ void Policy<T>::mode(Matrix<const T> observations, Matrix<T> actions) {
       distribution_);
 }
 
+// By the same code as in an update, so that an update finds a ratio of exactly 1.
 template <class T>
 void Policy<T>::log_prob(Matrix<const T> observations, Matrix<const T> actions, T* out) {
-  std::visit(
-      [&](const auto& distribution) {
-        this->outputs(observations, [&](Index first, Matrix<const T> y) {
-          for (Index r = 0; r < y.rows; ++r) {
-            out[first + r] =
-                static_cast<T>(distribution.log_prob(y.row(r), actions.row(first + r)));
-          }
-        });
-      },
-      distribution_);
+  DistributionRows<T> distribution;
+  Buffer<double> log_probs;
+  this->outputs(observations, [&](Index first, Matrix<const T> y) {
+    const T* free = y.row(0) + this->network().spec().outputs;
+    distribution.attach(distribution_, free, free);
+    log_probs.resize(y.rows);
+    distribution.log_probs(y, actions.middle_rows(first, y.rows), log_probs.data(), nullptr);
+    for (Index r = 0; r < y.rows; ++r) out[first + r] = static_cast<T>(log_probs[r]);
+  });
 }
 
 template <class T>
@@ -132,21 +132,20 @@ void Policy<T>::score(Matrix<const T> observations, Matrix<const T> actions, con
   LinearizedPolicy<T> current;
   current.evaluate(*this, observations);
   const Matrix<const T> y = current.network.outputs();
-  std::visit(
-      [&](const auto& distribution) {
-        current.network.sweep(
-            nullptr,
-            [&](Index first, Matrix<const T>, Matrix<T> d) {
-              for (Index r = 0; r < d.rows; ++r) {
-                const Index n = first + r;
-                const double weight = weights != nullptr ? weights[n] : 1.0;
-                distribution.score(y.row(n), actions.row(n), weight / static_cast<double>(y.rows),
-                                   d.row(r));
-              }
-            },
-            out);
+  const T* free = this->parameters() + this->network().free_offset();
+  DistributionRows<T> distribution;
+  distribution.attach(distribution_, free, free);
+  Buffer<double> scale(y.rows);
+  for (Index n = 0; n < y.rows; ++n) {
+    scale[n] = (weights != nullptr ? weights[n] : 1.0) / static_cast<double>(y.rows);
+  }
+  current.network.sweep(
+      nullptr,
+      [&](Index first, Matrix<const T>, Matrix<T> d, int) {
+        distribution.scores(y.middle_rows(first, d.rows), actions.middle_rows(first, d.rows),
+                            scale.data() + first, d);
       },
-      distribution_);
+      out);
 }
 
 template <class T>

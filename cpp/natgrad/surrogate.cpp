@@ -29,12 +29,8 @@ bool prepare_advantages(const double* in, Index count, bool normalize, double* o
     }
     deviation = largest * std::sqrt(variance);
   }
-  bool zero = true;
-  for (Index i = 0; i < count; ++i) {
-    out[i] = (in[i] - mean) / deviation;
-    zero = zero && out[i] == 0;
-  }
-  return zero;
+  for (Index i = 0; i < count; ++i) out[i] = (in[i] - mean) / deviation;
+  return std::all_of(out, out + count, [](double value) { return value == 0; });
 }
 
 }  // namespace
@@ -53,73 +49,50 @@ void Surrogate<T>::attach(const Policy<T>& policy, const Batch<T>& batch,
 
   policy_.evaluate(policy, batch.observations);
   const Matrix<const T> y = policy_.network.outputs();
-  const double* shared = share(policy.parameters());
+  const T* free = policy.parameters() + policy.network().free_offset();
+  distribution_.attach(policy.distribution(), free, free);
   const int tasks = static_cast<int>((rows + kTaskRows - 1) / kTaskRows);
   sums_.resize(2 * tasks);
-  std::visit(
-      [&](const auto& distribution) {
-        parallel_for(tasks, [&](int task, int) {
-          double value = 0, entropy = 0;
-          const Index begin = task * kTaskRows, end = std::min(begin + kTaskRows, rows);
-          for (Index i = begin; i < end; ++i) {
-            const double log_prob = distribution.log_prob(y.row(i), batch.actions.row(i), shared);
-            log_probs_[i] = batch.log_probs != nullptr ? batch.log_probs[i] : log_prob;
-            ratios_[i] = std::exp(log_prob - log_probs_[i]);
-            value += ratios_[i] * advantages_[i];
-            entropy += distribution.entropy(y.row(i));
-          }
-          sums_[2 * task] = value;
-          sums_[2 * task + 1] = entropy;
-        });
-      },
-      policy.distribution());
+  sums_.fill_zero();
+  parallel_for(tasks, [&](int task, int) {
+    const Index first = task * kTaskRows, count = std::min(kTaskRows, rows - first);
+    double log_probs[kTaskRows];
+    distribution_.log_probs(y.middle_rows(first, count), batch.actions.middle_rows(first, count),
+                            log_probs, &sums_[2 * task + 1]);
+    std::copy_n(batch.log_probs != nullptr ? batch.log_probs + first : log_probs, count,
+                log_probs_.data() + first);
+    sums_[2 * task] =
+        kernels::row_table<T>().ratios(log_probs, log_probs_.data() + first, nullptr,
+                                       advantages_.data() + first, count, ratios_.data() + first);
+  });
   for (int task = 0; task < tasks; ++task) {
     value_ += sums_[2 * task] / n;
     entropy_ += sums_[2 * task + 1] / n;
   }
 }
 
-// What the rows of the policy at theta share, with the policy before the update as the old one.
-template <class T>
-const double* Surrogate<T>::share(const T* theta) {
-  const Index free = policy_.policy->network().free_offset();
-  return std::visit(
-      [&](const auto& distribution) -> const double* {
-        shared_.resize(distribution.shared_size());
-        distribution.share(policy_.policy->parameters() + free, theta + free, shared_.data());
-        return distribution.shared_size() > 0 ? shared_.data() : nullptr;
-      },
-      policy_.policy->distribution());
-}
-
 // grad L = (1/N) sum_n ratio_n A_n grad log pi(a_n | s_n)                                  (eq. 11)
 template <class T>
 double Surrogate<T>::gradient(double* g) {
   const Matrix<const T> y = policy_.network.outputs();
-  magnitudes_.resize(y.rows);
-  const double* shared = share(policy_.policy->parameters());
-  std::visit(
-      [&](const auto& distribution) {
-        policy_.network.sweep(
-            nullptr,
-            [&](Index first, Matrix<const T>, Matrix<T> d) {
-              for (Index r = 0; r < d.rows; ++r) {
-                const Index i = first + r;
-                distribution.score(y.row(i), batch_.actions.row(i),
-                                   ratios_[i] * advantages_[i] / static_cast<double>(y.rows),
-                                   d.row(r), shared);
-                double squared = 0;
-                for (Index k = 0; k < d.columns; ++k) {
-                  squared += static_cast<double>(d.row(r)[k]) * static_cast<double>(d.row(r)[k]);
-                }
-                magnitudes_[i] = std::sqrt(squared);
-              }
-            },
-            g);
+  const int shards = policy_.network.shards();
+  const double scale = 1 / static_cast<double>(y.rows);
+  scratch_.resize(y.rows);
+  sums_.resize(shards);
+  sums_.fill_zero();
+  policy_.network.sweep(
+      nullptr,
+      [&](Index first, Matrix<const T>, Matrix<T> d, int shard) {
+        for (Index i = first; i < first + d.rows; ++i) {
+          scratch_[i] = ratios_[i] * advantages_[i] * scale;
+        }
+        sums_[shard] += distribution_.scores(y.middle_rows(first, d.rows),
+                                             batch_.actions.middle_rows(first, d.rows),
+                                             scratch_.data() + first, d);
       },
-      policy_.policy->distribution());
-  double total = 0;
-  for (const double magnitude : magnitudes_) total += magnitude;
+      g);
+  double total = 0;  // of the sizes of the terms, at the outputs
+  for (const double sum : sums_) total += sum;
   const double parameters = static_cast<double>(policy_.policy->parameter_count());
   return std::numeric_limits<T>::epsilon() * std::sqrt(parameters) * total;
 }
@@ -129,25 +102,20 @@ Candidate Surrogate<T>::evaluate(const T* theta) {
   const Network<T>& network = policy_.policy->network();
   network.pack(theta, false, &candidate_);
   const Matrix<const T> old_y = policy_.network.outputs();
+  const T* old_free = policy_.policy->parameters() + network.free_offset();
+  distribution_.attach(policy_.policy->distribution(), old_free, theta + network.free_offset());
   const int shards = policy_.network.shards();
   sums_.resize(2 * shards);
   sums_.fill_zero();
-  const double* shared = share(theta);
-  std::visit(
-      [&](const auto& distribution) {
-        policy_.network.evaluate_at(candidate_, [&](Index first, Matrix<const T> y, int shard) {
-          double gain = 0, kl = 0;
-          for (Index r = 0; r < y.rows; ++r) {
-            const Index i = first + r;
-            const double log_prob = distribution.log_prob(y.row(r), batch_.actions.row(i), shared);
-            gain += (std::exp(log_prob - log_probs_[i]) - ratios_[i]) * advantages_[i];
-            kl += distribution.kl(old_y.row(i), y.row(r), shared);
-          }
-          sums_[2 * shard] += gain;
-          sums_[2 * shard + 1] += kl;
-        });
-      },
-      policy_.policy->distribution());
+  scratch_.resize(old_y.rows);
+  policy_.network.evaluate_at(candidate_, [&](Index first, Matrix<const T> y, int shard) {
+    double* log_probs = scratch_.data() + first;
+    distribution_.log_probs(y, batch_.actions.middle_rows(first, y.rows), log_probs, nullptr);
+    sums_[2 * shard] +=
+        kernels::row_table<T>().ratios(log_probs, log_probs_.data() + first, ratios_.data() + first,
+                                       advantages_.data() + first, y.rows, nullptr);
+    sums_[2 * shard + 1] += distribution_.divergence(old_y.middle_rows(first, y.rows), y);
+  });
   Candidate candidate;
   for (int shard = 0; shard < shards; ++shard) {
     candidate.improvement += sums_[2 * shard] / static_cast<double>(old_y.rows);

@@ -30,17 +30,15 @@ class Surrogate {
   LinearizedPolicy<T>* linearization() { return &policy_; }
 
  private:
-  const double* share(const T* theta);
-
   LinearizedPolicy<T> policy_;
+  DistributionRows<T> distribution_;  // of the policy last looked at
   Batch<T> batch_;
   PackedLayers<T> candidate_;
   Buffer<double> advantages_;  // (N)
   Buffer<double> log_probs_;   // (N) of the behaviour policy
   Buffer<double> ratios_;      // (N) at the current parameters
-  Buffer<double> magnitudes_;  // (N) of the terms of the gradient, at the outputs
-  Buffer<double> sums_;        // (tasks, 2): L and entropy, or (shards, 2): L and KL of a candidate
-  Buffer<double> shared_;      // what the rows of the policy last looked at share
+  Buffer<double> scratch_;     // (N): weights of scores, or log probabilities by a candidate
+  Buffer<double> sums_;        // of tasks or shards: L and entropy; norms of scores; L and KL
   double value_ = 0, entropy_ = 0;
   bool zero_ = false;
 };

@@ -129,7 +129,7 @@ void loss_gradient(Linearization<T>* network, const double* targets, double* gra
         nullptr, [&](Index first, Matrix<T> s) { fill(first, s, 1 / std::sqrt(rows)); }, gradient);
   } else {
     network->sweep(
-        nullptr, [&](Index first, Matrix<const T>, Matrix<T> d) { fill(first, d, 1 / rows); },
+        nullptr, [&](Index first, Matrix<const T>, Matrix<T> d, int) { fill(first, d, 1 / rows); },
         gradient);
   }
 }
@@ -152,7 +152,7 @@ void curvature_product(Linearization<T>* network, const double* v, double* out) 
   const T rows = static_cast<T>(network->rows());
   network->sweep(
       v,
-      [&](Index, Matrix<const T> u, Matrix<T> d) {
+      [&](Index, Matrix<const T> u, Matrix<T> d, int) {
         for (Index r = 0; r < d.rows; ++r) *d.row(r) = *u.row(r) / rows;
       },
       out);

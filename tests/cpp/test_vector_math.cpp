@@ -123,6 +123,8 @@ const Reference references[kFunctions] = {
     {"tanh", Scale::relative, 2, -kInfinity, kInfinity, -22, 22, NATGRAD_BOTH(std::tanh(x))},
     {"exp", Scale::relative, 2, -kInfinity, kInfinity, -750, 712, NATGRAD_BOTH(std::exp(x))},
     {"log", Scale::relative, 2, -kInfinity, kInfinity, 0.4, 2.2, NATGRAD_BOTH(std::log(x))},
+    {"expm1", Scale::relative, 3, -kInfinity, 80, -40, 2, NATGRAD_BOTH(std::expm1(x))},
+    {"log1p", Scale::relative, 2, -0.999, 1e30, -0.7, 1.8, NATGRAD_BOTH(std::log1p(x))},
     {"elu", Scale::relative, 2, -kInfinity, kInfinity, -40, 1,
      NATGRAD_BOTH(x < 0 ? std::expm1(x) : x)},
     {"sigmoid", Scale::relative, 2, -kInfinity, kInfinity, -50, 50, NATGRAD_BOTH(sigmoid(x))},

@@ -25,6 +25,8 @@ constexpr Functions<T> functions() {
   return {{{"tanh", apply<T, tanh<T>>},
            {"exp", apply<T, exp<T>>},
            {"log", apply<T, log<T>>},
+           {"expm1", apply<T, expm1<T>>},
+           {"log1p", apply<T, log1p<T>>},
            {"elu", apply<T, elu<T>>},
            {"sigmoid", apply<T, part<T, sigmoid<T>, false>>},
            {"normal_cdf", apply<T, normal_cdf<T>>},

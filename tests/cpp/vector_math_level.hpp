@@ -13,7 +13,7 @@ struct Function {
                 std::ptrdiff_t count);  // count is a whole number of 64-byte lanes
 };
 
-inline constexpr int kFunctions = 12;
+inline constexpr int kFunctions = 14;
 
 template <class T>
 struct Functions {

@@ -6,7 +6,8 @@
 //   multiply_narrow   the same for a few columns         the outputs
 //   accumulate        G += D' H                          the gradient of a layer's weights
 //
-// What is done with cached adjoints besides has two functions of its own, in a table of their own.
+// What is done with cached adjoints besides, and row by row at both ends of the network, has tables of
+// its own.
 //
 // The translation units behind the tables are compiled once per level with that level's flags. They
 // hold raw pointers only (no Eigen, no std templates, no static initialisers): the linker merges
@@ -109,6 +110,57 @@ struct AdjointTable {
   void (*sums)(const Adjoints<T>&);  // x[r] = sum_k s[r][k] d[r columns + k]; pads to whole vectors
 };
 
+// Rows with the parameters y of one categorical variable (n logits; an action is a number from 0 on), or
+// of a Gaussian of n dimensions whose standard deviations are the same for all rows (n means).
+template <class T>
+struct Rows {
+  std::ptrdiff_t rows, n;
+  const T* y;
+  std::ptrdiff_t ldy;
+  const T* action;
+  std::ptrdiff_t ldaction;
+  const double* inverse_std;  // (n) of a Gaussian
+};
+
+// What is done row by row: the input of the network, and distributions at its output. All is computed
+// in double. Buffers of ours are padded to whole 64-byte lanes and read that far; observations and
+// actions may be anybody's. Sums over rows come in an order that depends on the level alone.
+template <class T>
+struct RowTable {
+  // h = (x - mean) * inverse_std within [-clip, clip] for x (rows, columns), and zeros up to ldh.
+  void (*normalize)(const T* x, std::ptrdiff_t ldx, std::ptrdiff_t rows, std::ptrdiff_t columns,
+                    const double* mean, const double* inverse_std, double clip, T* h,
+                    std::ptrdiff_t ldh);
+  // ratios[r] = exp(log_probs[r] - behaviour[r]), kept unless null; returns
+  // sum_r (ratios[r] - baseline[r]) weights[r]. A null baseline is zero.
+  double (*ratios)(const double* log_probs, const double* behaviour, const double* baseline,
+                   const double* weights, std::ptrdiff_t rows, double* ratios);
+  double (*sum_of_roots)(const double* squares, std::ptrdiff_t rows);
+
+  // distances[r] = sum_i ((x[r][i] - y[r][i]) / sigma_i)^2, kept unless null; returns their sum.
+  double (*gaussian_distances)(const Rows<T>&, const T* x, std::ptrdiff_t ldx, double* distances);
+  // out[r] = scale[r] grad log p(action[r]), by the means and by log sigma; squares[r] += out[r]^2.
+  void (*gaussian_scores)(const Rows<T>&, const double* scale, T* out, std::ptrdiff_t ldout,
+                          double* squares);
+  // out[r][c] = scale[r] s[c] u[r][c]
+  void (*diagonal_products)(const T* s, const double* scale, const T* u, std::ptrdiff_t ldu,
+                            std::ptrdiff_t rows, std::ptrdiff_t columns, T* out,
+                            std::ptrdiff_t ldout);
+
+  // log_probs[r] += log p(action[r]); returns the sum of the entropies.
+  double (*categorical_log_probs)(const Rows<T>&, double* log_probs);
+  // Sum of KL(old || new), from old_y (rows, n).
+  double (*categorical_divergence)(const Rows<T>&, const T* old_y, std::ptrdiff_t ldold);
+  // out[r] = scale[r] grad log p(action[r]); squares[r] += out[r]^2.
+  void (*categorical_scores)(const Rows<T>&, const double* scale, T* out, std::ptrdiff_t ldout,
+                             double* squares);
+  void (*probabilities)(const Rows<T>&, T* p, std::ptrdiff_t ldp);
+  // out[r] = scale[r] (diag(p) - p p') u[r], with p (rows, n).
+  void (*categorical_products)(std::ptrdiff_t rows, std::ptrdiff_t n, const T* p,
+                               std::ptrdiff_t ldp, const double* scale, const T* u,
+                               std::ptrdiff_t ldu, T* out, std::ptrdiff_t ldout);
+};
+
 struct Level {
   const char* name;  // "baseline", "v3", "v4"
   bool (*supported)();
@@ -116,6 +168,8 @@ struct Level {
   const Table<double>* f64;
   const AdjointTable<float>* adjoints_f32;
   const AdjointTable<double>* adjoints_f64;
+  const RowTable<float>* rows_f32;
+  const RowTable<double>* rows_f64;
   // Runs independent chains of x = x a + b in registers, `steps` long, and returns the number of
   // floating point operations; the sink keeps the compiler from leaving them out.
   double (*fma_chains_f32)(std::ptrdiff_t steps, float* sink);
@@ -146,6 +200,17 @@ inline const AdjointTable<float>& adjoint_table<float>() {
 template <>
 inline const AdjointTable<double>& adjoint_table<double>() {
   return *level().adjoints_f64;
+}
+
+template <class T>
+const RowTable<T>& row_table();
+template <>
+inline const RowTable<float>& row_table<float>() {
+  return *level().rows_f32;
+}
+template <>
+inline const RowTable<double>& row_table<double>() {
+  return *level().rows_f64;
 }
 
 }  // namespace natgrad::kernels

@@ -227,13 +227,13 @@ inline Vec<T> exp(Vec<T> x) {
   return scaled<T>(em1 + T(1), n);
 }
 
-// For x <= 0.
+// For x <= 80; 3 ulp above zero, where terms cancel.
 template <class T>
-inline Vec<T> expm1_below_zero(Vec<T> x) {
+inline Vec<T> expm1(Vec<T> x) {
   IVec<T> n;
   const Vec<T> em1 = reduced_expm1<T>(larger(T(-44) - Vec<T>{}, x), &n);
   const Vec<T> scale = power_of_two<T>(n);
-  return em1 * scale + (scale - T(1));
+  return x == T(0) ? x : em1 * scale + (scale - T(1));  // a zero keeps its sign
 }
 
 template <class T>
@@ -258,7 +258,9 @@ inline Vec<T> log(Vec<T> x) {
   using S = Simd<T>;
   const IVec<T> denormal = x < S::smallest_normal;  // and what is replaced below
   const Vec<T> normal = denormal ? x * T(int64_t{1} << S::mantissa) : x;
-  const IVec<T> bits = (IVec<T>)normal + (S::one_bits - S::half_root_bits);
+  typedef typename S::uvec Unsigned;  // NaN may overflow
+  const IVec<T> bits =
+      (IVec<T>)((Unsigned)normal + (Unsigned)(S::one_bits - S::half_root_bits + IVec<T>{}));
   const Vec<T> m = (Vec<T>)((bits & S::mantissa_bits) + S::half_root_bits);
   // A small integer becomes a number in the low bits of the magic number.
   const Vec<T> unbiased = (Vec<T>)(shifted_right<T>(bits & S::infinity_bits, S::mantissa) +
@@ -272,6 +274,13 @@ inline Vec<T> log(Vec<T> x) {
   const Vec<T> infinity = (Vec<T>)(S::infinity_bits + IVec<T>{});
   const Vec<T> not_positive = x == T(0) ? -infinity : infinity - infinity;
   return x > T(0) ? (x < infinity ? y : x) : (x != x ? x : not_positive);
+}
+
+// log(1 + x) for finite x > -1: what is lost in 1 + x is put back to first order.
+template <class T>
+inline Vec<T> log1p(Vec<T> x) {
+  const Vec<T> u = T(1) + x;
+  return u == T(1) ? x : log<T>(u) + (x - (u - T(1))) / u;
 }
 
 // 1 / (1 + exp(-x)), and the same of -x. exp(-|x|) keeps both tails down to the denormal numbers.
@@ -333,7 +342,7 @@ inline Vec<T> relu_slope(Vec<T> h) {
 
 template <class T>
 inline Vec<T> elu(Vec<T> z) {
-  return z < T(0) ? expm1_below_zero<T>(z) : z;
+  return z < T(0) ? expm1<T>(z) : z;
 }
 template <class T>
 inline Vec<T> elu_slope(Vec<T> h) {

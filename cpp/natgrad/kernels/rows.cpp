@@ -1,0 +1,458 @@
+// What is done row by row, at both ends of the network: normalisation of its input, and distributions
+// of actions at its output. Compiled once per level, like dense_layer.cpp.
+//
+// Everything is computed in double. Rows come in strips of as many as a vector has lanes. Where the
+// columns of a row are independent until they are added up (a Gaussian), a vector holds columns of one
+// row and the sums of a strip are made at once, by folding; where all columns of a row share a
+// normaliser (a categorical variable), it holds one column of the strip.
+#include "natgrad/kernels/kernels.hpp"
+#include "natgrad/kernels/vector_math.hpp"
+
+namespace NATGRAD_NAMESPACE {
+namespace {
+
+using natgrad::kernels::Rows;
+
+typedef ptrdiff_t Index;
+typedef Vec<double> Wide;
+
+constexpr int kLanes = Simd<double>::lanes;
+
+// As many T as a vector has doubles.
+template <class T>
+struct Narrow {
+  typedef T vec __attribute__((vector_size(kLanes * sizeof(T)), aligned(sizeof(T))));
+};
+
+#define NATGRAD_LAMBDA __attribute__((always_inline))
+#define NATGRAD_INLINE inline NATGRAD_LAMBDA
+
+// Conversions; in the portable form GCC 12 makes four instructions of one that is 64 bytes wide.
+template <class T>
+NATGRAD_INLINE Wide widen(typename Narrow<T>::vec x) {
+#if NATGRAD_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) return _mm512_maskz_cvtps_pd(-1, (__m256)x);
+#endif
+  return __builtin_convertvector(x, Wide);
+}
+template <class T>
+NATGRAD_INLINE typename Narrow<T>::vec narrow(Wide x) {
+#if NATGRAD_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) return (typename Narrow<T>::vec)_mm512_maskz_cvtpd_ps(-1, x);
+#endif
+  return __builtin_convertvector(x, typename Narrow<T>::vec);
+}
+
+template <class T>
+NATGRAD_INLINE Wide load(const T* p) {
+  return widen<T>(*(const typename Narrow<T>::vec*)p);
+}
+template <class T>
+NATGRAD_INLINE void store(T* p, Wide x) {
+  *(typename Narrow<T>::vec*)p = narrow<T>(x);
+}
+
+// Of the lanes the first `count` are there; all of them if `whole`. What is loaded for others is zero.
+template <bool whole, class T>
+NATGRAD_INLINE Wide load(const T* p, Index count) {
+  if constexpr (whole) return load(p);
+  T there[kLanes] = {};
+#pragma GCC unroll 1
+  for (Index i = 0; i < kLanes && i < count; ++i) there[i] = p[i];
+  return load(there);
+}
+template <bool whole, class T>
+NATGRAD_INLINE void store(T* p, Wide x, Index count) {
+  if constexpr (whole) return store(p, x);
+  T there[kLanes];
+  store(there, x);
+#pragma GCC unroll 1
+  for (Index i = 0; i < kLanes && i < count; ++i) p[i] = there[i];
+}
+
+// The same for one column of rows ld apart. What is loaded for other lanes repeats the first.
+template <bool whole, class T>
+NATGRAD_INLINE Wide load_column(const T* p, Index ld, Index count) {
+  typename Narrow<T>::vec x;
+#pragma GCC unroll 8
+  for (Index i = 0; i < kLanes; ++i) x[i] = p[whole || i < count ? i * ld : 0];
+  return widen<T>(x);
+}
+template <bool whole, class T>
+NATGRAD_INLINE void store_column(T* p, Index ld, Wide x, Index count) {
+  const typename Narrow<T>::vec values = narrow<T>(x);
+#pragma GCC unroll 8
+  for (Index i = 0; i < kLanes; ++i) {
+    if (whole || i < count) p[i * ld] = values[i];
+  }
+}
+
+NATGRAD_INLINE IVec<double> first_lanes(Index count) {
+  IVec<double> lane;
+#pragma GCC unroll 8
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  return lane < (int64_t)count;
+}
+NATGRAD_INLINE Wide only(Wide x, IVec<double> lanes) {
+  return (Wide)((IVec<double>)x & lanes);
+}
+
+NATGRAD_INLINE double sum(Wide x) {
+  double total = 0;
+  for (int i = 0; i < kLanes; ++i) total += x[i];
+  return total;
+}
+
+NATGRAD_INLINE Wide root(Wide x) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrt(x[i]);
+  return x;
+}
+
+// x[i] + x[i ^ bit] in the lanes i without that bit, the same of y in those with it.
+template <int bit>
+NATGRAD_INLINE Wide fold(Wide x, Wide y) {
+#ifdef __clang__
+  Wide result;
+  for (int i = 0; i < kLanes; ++i) result[i] = i & bit ? y[i] + y[i ^ bit] : x[i] + x[i ^ bit];
+  return result;
+#else
+  IVec<double> own, partner;
+#pragma GCC unroll 8
+  for (int i = 0; i < kLanes; ++i) {
+    own[i] = i & bit ? kLanes + i : i;
+    partner[i] = own[i] ^ bit;
+  }
+  return __builtin_shuffle(x, y, own) + __builtin_shuffle(x, y, partner);
+#endif
+}
+
+// The sum of the lanes of v[m] in lane m: neighbours are folded by the lowest bit, and so on.
+template <int M>
+NATGRAD_INLINE Wide lane_sums(const Wide* v) {
+  if constexpr (M == 1) {
+    return v[0];
+  } else {
+    Wide half[M / 2];
+#pragma GCC unroll 4
+    for (int m = 0; m < M / 2; ++m) half[m] = fold<kLanes / M>(v[2 * m], v[2 * m + 1]);
+    return lane_sums<M / 2>(half);
+  }
+}
+
+template <bool value>
+struct Whole {
+  static constexpr bool is = value;
+};
+
+// f(Whole, first row, number of rows) for strips of rows; those with rows from `whole_rows` on are not
+// called whole, even if they have all of their rows.
+template <class F>
+NATGRAD_INLINE void for_each_strip(Index rows, Index whole_rows, F f) {
+  Index r = 0;
+  for (; r + kLanes <= whole_rows; r += kLanes) f(Whole<true>{}, r, kLanes);
+  for (; r < rows; r += kLanes) f(Whole<false>{}, r, rows - r < kLanes ? rows - r : kLanes);
+}
+
+constexpr Index padded(Index columns) {
+  return (columns + kLanes - 1) / kLanes * kLanes;
+}
+
+// How many of the rows of x can be read in whole vectors without passing the end of the last.
+constexpr Index whole_rows(Index rows, Index columns, Index ldx) {
+  return rows - (padded(columns) - columns + ldx - 1) / ldx;
+}
+
+// --- inputs --------------------------------------------------------------------------------------
+
+template <class T>
+void normalize(const T* x, Index ldx, Index rows, Index columns, const double* mean,
+               const double* inverse_std, double clip, T* h, Index ldh) {
+  for (Index c = 0; c < ldh; c += kLanes) {
+    const Wide from = load<false>(mean + c, columns - c);
+    const Wide scale = load<false>(inverse_std + c, columns - c);
+    const IVec<double> inside = first_lanes(columns - c);
+    const Index whole = columns <= c ? 0 : whole_rows(rows, columns, ldx);
+    for (Index r = 0; r < rows; ++r) {
+      const T* at = x + r * ldx + c;
+      const Wide value = r < whole ? load(at) : load<false>(at, columns - c);
+      store(h + r * ldh + c, only(clamp<double>((value - from) * scale, -clip, clip), inside));
+    }
+  }
+}
+
+// --- objectives ----------------------------------------------------------------------------------
+
+double ratios(const double* log_probs, const double* behaviour, const double* baseline,
+              const double* weights, Index rows, double* kept) {
+  Wide total = {};
+  for_each_strip(rows, rows, [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
+    constexpr bool is_whole = decltype(whole)::is;
+    const Wide ratio =
+        exp<double>(load<is_whole>(log_probs + r, count) - load<is_whole>(behaviour + r, count));
+    if (kept != nullptr) store<is_whole>(kept + r, ratio, count);
+    const Wide above = baseline != nullptr ? ratio - load<is_whole>(baseline + r, count) : ratio;
+    total += above * load<is_whole>(weights + r, count);
+  });
+  return sum(total);
+}
+
+double sum_of_roots(const double* squares, Index rows) {
+  Wide total = {};
+  for_each_strip(rows, rows, [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
+    total += root(load<decltype(whole)::is>(squares + r, count));
+  });
+  return sum(total);
+}
+
+// --- Gaussian ------------------------------------------------------------------------------------
+
+template <class T>
+double gaussian_distances(const Rows<T>& p, const T* x, Index ldx, double* distances) {
+  Wide total = {};
+  const auto strip = [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
+    constexpr bool is_whole = decltype(whole)::is;
+    Wide squares[kLanes] = {};
+    const auto add_columns = [&](Index c) NATGRAD_LAMBDA {
+      const IVec<double> inside = first_lanes(p.n - c);
+      const Wide inverse_std = load(p.inverse_std + c);
+#pragma GCC unroll 8
+      for (Index m = 0; m < kLanes; ++m) {
+        if (!is_whole && m == count) break;
+        const Wide apart =
+            load<is_whole>(x + (r + m) * ldx + c, p.n - c) - load(p.y + (r + m) * p.ldy + c);
+        const Wide z = only(apart * inverse_std, inside);
+        squares[m] += z * z;
+      }
+    };
+    add_columns(0);  // most have no more than these
+    for (Index c = kLanes; c < p.n; c += kLanes) add_columns(c);
+    const Wide sums = lane_sums<kLanes>(squares);
+    if (distances != nullptr) store<is_whole>(distances + r, sums, count);
+    total += sums;
+  };
+  for_each_strip(p.rows, whole_rows(p.rows, p.n, ldx), strip);
+  return sum(total);
+}
+
+// Whole vectors may pass the end of their row, into rows that are written later.
+template <class T>
+void gaussian_scores(const Rows<T>& p, const double* scale, T* out, Index ldout, double* squares) {
+  const Index writable = p.rows - (p.n + padded(p.n) - 1) / ldout;
+  const Index readable = whole_rows(p.rows, p.n, p.ldaction);
+  const auto strip = [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
+    constexpr bool is_whole = decltype(whole)::is;
+    Wide sums[kLanes] = {};
+#pragma GCC unroll 8
+    for (Index m = 0; m < kLanes; ++m) {
+      if (!is_whole && m == count) break;
+      const T* y = p.y + (r + m) * p.ldy;
+      const T* action = p.action + (r + m) * p.ldaction;
+      T* to = out + (r + m) * ldout;
+      const auto columns = [&](Index c, bool of_log_std) NATGRAD_LAMBDA {
+        const Wide inverse_std = load(p.inverse_std + c);
+        const Wide z = (load<is_whole>(action + c, p.n - c) - load(y + c)) * inverse_std;
+        const Wide score = of_log_std ? z * z - 1.0 : z * inverse_std;
+        const Wide value = only(scale[r + m] * score, first_lanes(p.n - c));
+        store<is_whole>(to + (of_log_std ? p.n : 0) + c, value, p.n - c);
+        sums[m] += value * value;
+      };
+      columns(0, false);
+      for (Index c = kLanes; c < p.n; c += kLanes) columns(c, false);
+      columns(0, true);
+      for (Index c = kLanes; c < p.n; c += kLanes) columns(c, true);
+    }
+    store<is_whole>(squares + r, load<is_whole>(squares + r, count) + lane_sums<kLanes>(sums),
+                    count);
+  };
+  for_each_strip(p.rows, readable < writable ? readable : writable, strip);
+}
+
+template <class T>
+void diagonal_products(const T* s, const double* scale, const T* u, Index ldu, Index rows,
+                       Index columns, T* out, Index ldout) {
+  typedef typename Simd<T>::loose Loose;
+  for (Index c = 0; c < columns; c += Simd<T>::lanes) {
+    const Vec<T> curvature = *(const Loose*)(s + c);
+    for (Index r = 0; r < rows; ++r) {
+      *(Loose*)(out + r * ldout + c) = (T)scale[r] * curvature * *(const Loose*)(u + r * ldu + c);
+    }
+  }
+}
+
+// --- categorical ---------------------------------------------------------------------------------
+
+// The columns of a strip of rows; a few are kept, so that most are fetched once.
+template <bool whole, class T>
+struct Columns {
+  static constexpr Index kKept = 16;
+  const T* p;
+  Index ld, n, count;
+  Wide kept[kKept];
+
+  NATGRAD_INLINE Columns(const T* first, Index ld_, Index n_, Index count_)
+      : p(first), ld(ld_), n(n_), count(count_) {
+    kept[0] = load_column<whole>(p, ld, count);  // there is one at least
+    for (Index c = 1; c < n && c < kKept; ++c) kept[c] = load_column<whole>(p + c, ld, count);
+  }
+  NATGRAD_INLINE Wide operator[](Index c) const {
+    return c < kKept ? kept[c] : load_column<whole>(p + c, ld, count);
+  }
+  NATGRAD_INLINE Wide largest() const {
+    Wide x = (*this)[0];
+    for (Index c = 1; c < n; ++c) x = larger(x, (*this)[c]);
+    return x;
+  }
+  // What a softmax takes of each column, exp(y - shift), and their sum.
+  NATGRAD_INLINE Wide exponentiate(Wide shift) {
+    Wide mass = {};
+    for (Index c = 0; c < n; ++c) {
+      const Wide weight = exp<double>((*this)[c] - shift);
+      if (c < kKept) kept[c] = weight;
+      mass += weight;
+    }
+    return mass;
+  }
+  NATGRAD_INLINE Wide exponential(Index c, Wide shift) const {
+    return c < kKept ? kept[c] : exp<double>((*this)[c] - shift);
+  }
+};
+
+template <class T>
+double categorical_log_probs(const Rows<T>& p, double* log_probs) {
+  Wide entropy = {};
+  for_each_strip(p.rows, p.rows, [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
+    constexpr bool is_whole = decltype(whole)::is;
+    const Columns<is_whole, T> y(p.y + r * p.ldy, p.ldy, p.n, count);
+    const Wide largest = y.largest();
+    Wide mass = {}, weighted = {}, chosen = {};
+    for (Index c = 0; c < p.n; ++c) {
+      const Wide z = y[c] - largest, weight = exp<double>(z);
+      mass += weight;
+      weighted += weight > 0.0 ? weight * z : Wide{};
+    }
+    const Wide normalizer = log<double>(mass);
+    for (Index i = 0; i < count; ++i) {
+      chosen[i] = (double)p.y[(r + i) * p.ldy + (Index)p.action[(r + i) * p.ldaction]];
+    }
+    store<is_whole>(log_probs + r,
+                    load<is_whole>(log_probs + r, count) + ((chosen - largest) - normalizer),
+                    count);
+    entropy += only(normalizer - weighted / mass, first_lanes(count));
+  });
+  return sum(entropy);
+}
+
+NATGRAD_INLINE bool any(IVec<double> lanes) {
+  int64_t bits = 0;
+#pragma GCC unroll 8
+  for (int i = 0; i < kLanes; ++i) bits |= lanes[i];
+  return bits != 0;
+}
+
+// KL = sum p (log p - log p_new). Near p both logarithms are nearly equal; with the differences of
+// logits e_i it is log(sum p exp(e)) - sum p e, and log1p and expm1 keep its second order. A common
+// shift of the logits changes nothing; the first difference is taken out.
+template <class T>
+double categorical_divergence(const Rows<T>& p, const T* old_y, Index ldold) {
+  Wide total = {};
+  for_each_strip(p.rows, p.rows, [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
+    constexpr bool is_whole = decltype(whole)::is;
+    const Columns<is_whole, T> y(p.y + r * p.ldy, p.ldy, p.n, count);
+    const Columns<is_whole, T> old(old_y + r * ldold, ldold, p.n, count);
+    const Wide old_largest = old.largest(), shift = y[0] - old[0];
+    Wide spread = {}, mass = {}, mean = {}, mean_expm1 = {};
+    for (Index c = 0; c < p.n; ++c) {
+      const Wide e = (y[c] - old[c]) - shift, weight = exp<double>(old[c] - old_largest);
+      spread = larger(spread, magnitude<double>(e));
+      mass += weight;
+      mean += weight > 0.0 ? weight * e : Wide{};
+      mean_expm1 += weight * expm1<double>(clamp<double>(e, -1.0, 1.0));
+    }
+    mean /= mass;
+    Wide divergence = log1p<double>(mean_expm1 / mass) - mean;
+    const IVec<double> near = spread < 1.0;
+    if (any(~near)) {
+      const Wide largest = y.largest();
+      Wide new_mass = {};
+      for (Index c = 0; c < p.n; ++c) new_mass += exp<double>(y[c] - largest);
+      const Wide far = (largest - old_largest - shift) + (log<double>(new_mass / mass) - mean);
+      divergence = near ? divergence : far;
+    }
+    total += only(divergence, first_lanes(count));
+  });
+  return sum(total);
+}
+
+template <class T>
+void categorical_scores(const Rows<T>& p, const double* scale, T* out, Index ldout,
+                        double* squares) {
+  for_each_strip(p.rows, p.rows, [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
+    constexpr bool is_whole = decltype(whole)::is;
+    Columns<is_whole, T> y(p.y + r * p.ldy, p.ldy, p.n, count);
+    const Wide largest = y.largest(), mass = y.exponentiate(largest);
+    const Wide chosen = load_column<is_whole>(p.action + r * p.ldaction, p.ldaction, count);
+    const Wide weight = load<is_whole>(scale + r, count);
+    Wide sums = load<is_whole>(squares + r, count);
+    for (Index c = 0; c < p.n; ++c) {
+      const Wide hit = chosen == (double)c ? Wide{} + 1.0 : Wide{};
+      const Wide value = weight * (hit - y.exponential(c, largest) / mass);
+      store_column<is_whole>(out + r * ldout + c, ldout, value, count);
+      sums += value * value;
+    }
+    store<is_whole>(squares + r, sums, count);
+  });
+}
+
+template <class T>
+void probabilities(const Rows<T>& p, T* out, Index ldout) {
+  for_each_strip(p.rows, p.rows, [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
+    constexpr bool is_whole = decltype(whole)::is;
+    Columns<is_whole, T> y(p.y + r * p.ldy, p.ldy, p.n, count);
+    const Wide largest = y.largest(), mass = y.exponentiate(largest);
+    for (Index c = 0; c < p.n; ++c) {
+      store_column<is_whole>(out + r * ldout + c, ldout, y.exponential(c, largest) / mass, count);
+    }
+  });
+}
+
+template <class T>
+void categorical_products(Index rows, Index n, const T* p, Index ldp, const double* scale,
+                          const T* u, Index ldu, T* out, Index ldout) {
+  for_each_strip(rows, rows, [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
+    constexpr bool is_whole = decltype(whole)::is;
+    const Columns<is_whole, T> mass(p + r * ldp, ldp, n, count);
+    const Columns<is_whole, T> along(u + r * ldu, ldu, n, count);
+    const Wide weight = load<is_whole>(scale + r, count);
+    Wide mean = {};
+    for (Index c = 0; c < n; ++c) mean += mass[c] * along[c];
+    for (Index c = 0; c < n; ++c) {
+      const Wide value = weight * mass[c] * (along[c] - mean);
+      store_column<is_whole>(out + r * ldout + c, ldout, value, count);
+    }
+  });
+}
+
+}  // namespace
+
+extern const natgrad::kernels::RowTable<float> rows_f32;
+extern const natgrad::kernels::RowTable<double> rows_f64;
+
+template <class T>
+constexpr natgrad::kernels::RowTable<T> table() {
+  return {normalize<T>,
+          ratios,
+          sum_of_roots,
+          gaussian_distances<T>,
+          gaussian_scores<T>,
+          diagonal_products<T>,
+          categorical_log_probs<T>,
+          categorical_divergence<T>,
+          categorical_scores<T>,
+          probabilities<T>,
+          categorical_products<T>};
+}
+constexpr natgrad::kernels::RowTable<float> rows_f32 = table<float>();
+constexpr natgrad::kernels::RowTable<double> rows_f64 = table<double>();
+
+}  // namespace NATGRAD_NAMESPACE
