@@ -52,9 +52,13 @@ def inverse(problem, A, S, damping, dtype="float64"):
     dense, end = np.zeros((P, P)), 0
     for a, s in zip(A, S, strict=True):
         mean_a, mean_s = np.trace(a) / len(a), np.trace(s) / len(s)
-        pi, rounding = np.sqrt(mean_a / mean_s), np.sqrt(EPSILON[dtype])
-        a_inverse = np.linalg.inv(a + (np.sqrt(damping) * pi + rounding * mean_a) * np.eye(len(a)))
-        s_inverse = np.linalg.inv(s + (np.sqrt(damping) / pi + rounding * mean_s) * np.eye(len(s)))
+        pi, gamma, rounding = (
+            np.sqrt(mean_a / mean_s),
+            np.sqrt(0.3 * damping),
+            np.sqrt(EPSILON[dtype]),
+        )
+        a_inverse = np.linalg.inv(a + (gamma * pi + rounding * mean_a) * np.eye(len(a)))
+        s_inverse = np.linalg.inv(s + (gamma / pi + rounding * mean_s) * np.eye(len(s)))
         n, m = len(s), len(a) - 1
         # Position in theta of entry (o, i) of V (out, in + 1).
         position = np.column_stack(

@@ -8,6 +8,9 @@
 namespace natgrad {
 namespace {
 
+// Of the damping, in the factors: multiplied out, they have the damping and mixed terms besides.
+constexpr double kShare = 0.3;
+
 constexpr Index kSweep = 16;  // rows of a matrix that are swept at once
 
 // b := b^-1 for a symmetric positive definite matrix, by the same operator one row at a time.
@@ -155,7 +158,7 @@ bool KroneckerFactors<T>::factorize(double damping) {
     if (!std::isfinite(a) || !std::isfinite(s)) return false;
     block.zero = !(s > 0);
     if (block.zero) continue;
-    const double gamma = std::sqrt(damping), pi = std::sqrt(a / s);
+    const double gamma = std::sqrt(kShare * damping), pi = std::sqrt(a / s);
     shifted(block.inputs, in, gamma * pi + rounding * a, &block.inputs_inverse);
     shifted(block.adjoints, out, gamma / pi + rounding * s, &block.adjoints_inverse);
   }
