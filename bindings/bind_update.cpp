@@ -125,8 +125,9 @@ py::dict report_dict(const UpdateReport& r) {
       "backtracks"_a = r.backtracks, "surrogate"_a = r.surrogate, "entropy"_a = r.entropy,
       "gradient_norm"_a = r.gradient_norm, "step_norm"_a = r.step_norm, "damping"_a = r.damping,
       "reduction_ratio"_a = r.reduction_ratio, "cg_status"_a = py::cast(r.cg.status).attr("name"),
-      "preconditioner"_a = name_of(r.preconditioner), "cg_iterations"_a = r.cg.iterations, "cg_products"_a = r.cg.products,
-      "cg_relative_residual"_a = r.cg.relative_residual(), "cg_model_value"_a = r.cg.model_value);
+      "preconditioner"_a = name_of(r.preconditioner), "cg_iterations"_a = r.cg.iterations,
+      "cg_products"_a = r.cg.products, "cg_relative_residual"_a = r.cg.relative_residual(),
+      "cg_model_value"_a = r.cg.model_value);
   for (const auto& [name, seconds] : timings_of(r)) {
     all[("seconds_" + name.cast<std::string>()).c_str()] = seconds;
   }
@@ -248,7 +249,7 @@ damping_min, damping_max : float, 0 < damping_min <= damping_max
     Bounds of the adaptive mode, `damping` within.
 damping_metric : (P,) array, values > 0, optional
     The diagonal of D; ones by default. Steps map onto each other under theta_i = a_i psi_i if D is
-    transported, D_psi = a^2 D_theta (eq. 34). Not with damping_mode 'trace'.
+    transported, D_psi = a^2 D_theta (eq. 34). Not with damping_mode 'trace' or a preconditioner.
 
 Call it as update(policy, batch) with a `Batch`; returns an UpdateReport. Transactional: parameters
 change only if the status is ACCEPTED. Bad arrays raise ValueError or TypeError before anything
@@ -292,6 +293,11 @@ an adaptive damping and the step of a warm start, is `state`.)")
                wrong_value("damping_metric",
                            "want damping_mode fixed or adaptive with it, got 'trace': tr(F) / P "
                            "changes with the parameters' units");
+             }
+             if (!options.damping_metric.empty() &&
+                 options.preconditioner != PreconditionerKind::none) {
+               wrong_value("damping_metric", "want preconditioner none with it, got '" +
+                                                 preconditioner + "': the metric is one");
              }
              return std::make_unique<PyTrustRegionUpdate>(options);
            }),

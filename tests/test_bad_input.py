@@ -574,6 +574,8 @@ def test_a_metric_has_a_value_for_each_parameter_and_no_trace():
     assert p.core.parameters.tobytes() == theta
     with pytest.raises(ValueError, match=r"damping_metric.*trace"):
         core.TrustRegionUpdate(damping_metric=np.ones(3), damping_mode="trace")
+    with pytest.raises(ValueError, match=r"damping_metric.*preconditioner"):
+        core.TrustRegionUpdate(damping_metric=np.ones(3), preconditioner="kfac")
 
 
 @pytest.mark.parametrize(

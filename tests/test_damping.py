@@ -293,6 +293,25 @@ def test_the_step_of_a_failed_update_is_not_started_from():
     assert seen == {Status.ACCEPTED, Status.LINE_SEARCH_FAILED}
 
 
+@pytest.mark.parametrize("preconditioner", ["kfac", "diagonal", "nystrom"])
+def test_all_of_it_works_with_a_preconditioner(preconditioner):
+    p = make_problem("gaussian", count=60)
+    options = {"preconditioner": preconditioner, "warm_start": True, "damping_mode": "adaptive"}
+    damping, warm = 0.1, False
+    for report, batch, theta in run(p, 5, cg_iterations=200, cg_rtol=1e-9, **options):
+        assert report.preconditioner == preconditioner
+        assert report.cg.status == core.CgStatus.CONVERGED
+        replacements = report.cg.iterations // 50  # of the residual
+        assert report.cg.products == report.cg.iterations + replacements + warm
+        np.testing.assert_allclose(report.damping, damping)
+        want = oracle.trust_region_update(
+            p.oracle, theta, *batch.arguments, damping=damping, cg_iterations=400
+        )
+        assert relative_error(p.core.parameters - theta, want.parameters - theta) < 1e-5
+        damping = next_damping(damping, report.reduction_ratio if report.accepted else 0, **RULE)
+        warm = report.accepted
+
+
 def test_a_step_of_another_size_is_not_started_from():
     p, q, twin = (make_problem("gaussian", hidden=h) for h in ((7, 5), (5, 5), (5, 5)))
     update = core.TrustRegionUpdate(warm_start=True)
