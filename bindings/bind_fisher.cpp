@@ -70,6 +70,9 @@ Raises ValueError or TypeError for bad arrays or options.)")
       .def("to_dense", &PyFisher::to_dense,
            "(P, P) float64, assembled analytically from blocks of layers (eq. 14).")
       .def("diagonal", &PyFisher::diagonal, "(P,) float64, the diagonal of F.")
+      .def("trace", &PyFisher::trace,
+           "tr F from one reverse pass (eq. 33). Random but fixed signs make each row's trace\n"
+           "unbiased; exact for two actions, one mean, and the empirical kind.")
       .def("__repr__", [](const PyFisher& self) {
         return "<Fisher " + std::to_string(self.size()) + " x " + std::to_string(self.size()) + ">";
       });

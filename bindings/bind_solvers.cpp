@@ -19,6 +19,8 @@ const char* name_of(CgStatus status) {
   switch (status) {
     case CgStatus::CONVERGED:
       return "CONVERGED";
+    case CgStatus::SLOW_PROGRESS:
+      return "SLOW_PROGRESS";
     case CgStatus::MAX_ITERATIONS:
       return "MAX_ITERATIONS";
     case CgStatus::INDEFINITE:
@@ -33,18 +35,18 @@ std::string message_of(const CgSummary& s) {
   char text[200];
   if (s.status == CgStatus::INDEFINITE) {
     std::snprintf(text, sizeof(text),
-                  "INDEFINITE after %d iterations: p'Ap = %g; relative residual %.3g", s.iterations,
-                  s.curvature, s.relative_residual());
+                  "INDEFINITE after %d iterations: p'Ap = %g; relative residual %.3g, model %.4g",
+                  s.iterations, s.curvature, s.relative_residual(), s.model_value);
   } else {
-    std::snprintf(text, sizeof(text), "%s after %d iterations: relative residual %.3g",
-                  name_of(s.status), s.iterations, s.relative_residual());
+    std::snprintf(text, sizeof(text), "%s after %d iterations: relative residual %.3g, model %.4g",
+                  name_of(s.status), s.iterations, s.relative_residual(), s.model_value);
   }
   return text;
 }
 
 CgResult solve(py::handle a, py::handle given_b, py::handle given_x0, double damping, double rtol,
-               double atol, int max_iterations, py::handle preconditioner,
-               int residual_replacement) {
+               double atol, int max_iterations, py::handle preconditioner, int residual_replacement,
+               double progress_tolerance, int progress_window, bool scale_x0) {
   const auto b = vector_of<double>(given_b, "b", -1);
   const Index n = b.size();
   if (n == 0) wrong_value("b", "want at least one value, got shape (0,)");
@@ -54,6 +56,9 @@ CgResult solve(py::handle a, py::handle given_b, py::handle given_x0, double dam
   options.atol = non_negative(atol, "atol");
   options.max_iterations = at_least(max_iterations, 1, "max_iterations");
   options.residual_replacement = at_least(residual_replacement, 0, "residual_replacement");
+  options.progress_tolerance = non_negative(progress_tolerance, "progress_tolerance");
+  options.progress_window = at_least(progress_window, 1, "progress_window");
+  options.scale_start = scale_x0;
   CgResult result;
   result.x = py::array_t<double>(n);
   double* x = result.x.mutable_data();
@@ -107,6 +112,8 @@ LineSearchOptions line_search_options(double shrink, int max_backtracks, double 
 void bind_solvers(py::module_& m) {
   py::native_enum<CgStatus>(m, "CgStatus", "enum.Enum", "Why conjugate gradients stopped.")
       .value("CONVERGED", CgStatus::CONVERGED, "The residual is within tolerance.")
+      .value("SLOW_PROGRESS", CgStatus::SLOW_PROGRESS,
+             "The quadratic model hardly fell over the last iterations.")
       .value("MAX_ITERATIONS", CgStatus::MAX_ITERATIONS, "Out of iterations.")
       .value("INDEFINITE", CgStatus::INDEFINITE,
              "A direction of no, negative or non-finite curvature; x is the best so far.")
@@ -128,11 +135,17 @@ void bind_solvers(py::module_& m) {
           "iterations", [](const CgResult& r) { return r.summary.iterations; },
           "Iterations, one product each.")
       .def_property_readonly(
+          "products", [](const CgResult& r) { return r.summary.products; },
+          "Products with A: iterations, exact residuals, and one for a start that is not 0.")
+      .def_property_readonly(
           "residual_norm", [](const CgResult& r) { return r.summary.residual_norm; },
           "||b - (A + damping I) x||, from the recurrence.")
       .def_property_readonly(
           "quadratic_form", [](const CgResult& r) { return r.summary.quadratic_form; },
           "x'Ax without damping, from the recurrence.")
+      .def_property_readonly(
+          "model_value", [](const CgResult& r) { return r.summary.model_value; },
+          "phi(x) = 1/2 x'(A + damping I)x - b'x, from the recurrence (eq. 31).")
       .def_property_readonly(
           "message", [](const CgResult& r) { return message_of(r.summary); },
           "A sentence with the numbers.")
@@ -143,6 +156,9 @@ void bind_solvers(py::module_& m) {
         py::arg("atol") = CgOptions{}.atol, py::arg("max_iterations") = CgOptions{}.max_iterations,
         py::arg("preconditioner") = py::none(),
         py::arg("residual_replacement") = CgOptions{}.residual_replacement,
+        py::arg("progress_tolerance") = CgOptions{}.progress_tolerance,
+        py::arg("progress_window") = CgOptions{}.progress_window,
+        py::arg("scale_x0") = CgOptions{}.scale_start,
         R"(Solves (A + damping I) x = b for a symmetric positive semidefinite A.
 
 Hestenes and Stiefel (1952), preconditioned, with a guard on curvature.
@@ -162,6 +178,13 @@ preconditioner : as A, optional
     r -> M^-1 r for a symmetric positive definite M close to A + damping I.
 residual_replacement : int >= 0
     Recompute the residual every so many iterations, one product each; 0 for never.
+progress_tolerance : float >= 0
+progress_window : int >= 1
+    Stop where phi(x) fell over the last `progress_window` = k iterations by less than k times the
+    tolerance times |phi(x)| (eq. 31; Martens 2010, section 4.4, with 5e-4); 0 for never.
+scale_x0 : bool
+    Start at c x0 with the c that is best for phi (eq. 32), or at 0 if A has no curvature along x0; no
+    further product.
 
 Returns
 -------

@@ -35,6 +35,38 @@ const char* name_of(PreconditionerKind kind) {
 using PyTrustRegionUpdate = AnyAlgorithm<TrustRegionUpdate>;
 using PyPolicyGradientUpdate = AnyAlgorithm<PolicyGradientUpdate>;
 
+void require_fit(const PolicyGradientOptions&, Index) {}
+void require_fit(const TrustRegionOptions& options, Index n) {
+  const auto size = static_cast<Index>(options.damping_metric.size());
+  if (size != 0 && size != n) {
+    wrong_value("damping_metric", "want shape (" + std::to_string(n) +
+                                      ",), a value for each parameter of the policy, got (" +
+                                      std::to_string(size) + ",)");
+  }
+}
+
+DampingMode damping_mode_named(const std::string& name) {
+  if (name == "fixed") return DampingMode::fixed;
+  if (name == "trace") return DampingMode::trace;
+  if (name != "adaptive") {
+    wrong_value("damping_mode", "want fixed, trace or adaptive, got '" + name + "'");
+  }
+  return DampingMode::adaptive;
+}
+
+std::vector<double> damping_metric_of(py::handle given) {
+  if (given.is_none()) return {};
+  const auto metric = vector_of<double>(given, "damping_metric", -1);
+  for (Index i = 0; i < metric.size(); ++i) {
+    if (!(metric.data()[i] > 0)) {
+      wrong_value("damping_metric", "want values > 0, got " + std::to_string(metric.data()[i]) +
+                                        " at index " + std::to_string(i));
+    }
+  }
+  if (metric.size() == 0) wrong_value("damping_metric", "want shape (P,), got (0,)");
+  return {metric.data(), metric.data() + metric.size()};
+}
+
 // Checks the batch, then runs the whole update without the GIL.
 template <class Update>
 UpdateReport run_update(Update& self, const PyPolicy& policy, py::handle batch) {
@@ -52,7 +84,10 @@ UpdateReport run_update(Update& self, const PyPolicy& policy, py::handle batch) 
                         {actions.data(), rows, width, width},
                         advantages.data(),
                         given.is_none() ? nullptr : log_probs.data()};
-    return self.template run<T>([&](auto& update) { return update(model, view); });
+    return self.template run<T>([&](auto& update) {
+      require_fit(update.options(), model.parameter_count());
+      return update(model, view);
+    });
   });
 }
 
@@ -83,14 +118,16 @@ py::dict timings_of(const UpdateReport& r) {
 
 py::dict report_dict(const UpdateReport& r) {
   using namespace py::literals;
-  py::dict all("status"_a = status_name(r.status), "message"_a = std::string(r.message.data()),
-               "kl"_a = r.kl, "improvement"_a = r.improvement,
-               "expected_improvement"_a = r.expected_improvement,
-               "step_fraction"_a = r.step_fraction, "backtracks"_a = r.backtracks,
-               "surrogate"_a = r.surrogate, "entropy"_a = r.entropy,
-               "gradient_norm"_a = r.gradient_norm, "step_norm"_a = r.step_norm,
-               "preconditioner"_a = name_of(r.preconditioner), "cg_iterations"_a = r.cg.iterations,
-               "cg_relative_residual"_a = r.cg.relative_residual());
+  py::dict all(
+      "status"_a = status_name(r.status), "message"_a = std::string(r.message.data()),
+      "kl"_a = r.kl, "improvement"_a = r.improvement,
+      "expected_improvement"_a = r.expected_improvement, "step_fraction"_a = r.step_fraction,
+      "backtracks"_a = r.backtracks, "surrogate"_a = r.surrogate, "entropy"_a = r.entropy,
+      "gradient_norm"_a = r.gradient_norm, "step_norm"_a = r.step_norm, "damping"_a = r.damping,
+      "reduction_ratio"_a = r.reduction_ratio, "cg_status"_a = py::cast(r.cg.status).attr("name"),
+      "preconditioner"_a = name_of(r.preconditioner), "cg_iterations"_a = r.cg.iterations,
+      "cg_products"_a = r.cg.products, "cg_relative_residual"_a = r.cg.relative_residual(),
+      "cg_model_value"_a = r.cg.model_value);
   for (const auto& [name, seconds] : timings_of(r)) {
     all[("seconds_" + name.cast<std::string>()).c_str()] = seconds;
   }
@@ -114,11 +151,17 @@ void bind_update(py::module_& m) {
 
   py::class_<CgSummary>(m, "CgReport", py::is_final(), "The linear solve of an update.")
       .def_readonly("status", &CgSummary::status, "Why it stopped.")
-      .def_readonly("iterations", &CgSummary::iterations, "Fisher products.")
-      .def_readonly("residual_norm", &CgSummary::residual_norm, "||g - (F + damping I) x||.")
+      .def_readonly("iterations", &CgSummary::iterations, "Of conjugate gradients.")
+      .def_readonly(
+          "products", &CgSummary::products,
+          "Fisher products: iterations, and one for a warm start or a closed form's residual.")
+      .def_readonly("residual_norm", &CgSummary::residual_norm,
+                    "||g - (F + damping I) x||; of (eq. 34) with a metric.")
       .def_property_readonly("relative_residual", &CgSummary::relative_residual,
-                             "The same divided by ||g||.")
-      .def_readonly("quadratic_form", &CgSummary::quadratic_form, "x'Fx, without damping.");
+                             "The same divided by the norm of the right-hand side.")
+      .def_readonly("quadratic_form", &CgSummary::quadratic_form, "x'Fx, without damping.")
+      .def_readonly("model_value", &CgSummary::model_value,
+                    "1/2 x'(F + damping D)x - g'x, which the solve minimises (eq. 31).");
 
   py::class_<UpdateReport>(m, "UpdateReport", py::is_final(),
                            "What an update did. Parameters changed only if accepted.")
@@ -143,6 +186,10 @@ void bind_update(py::module_& m) {
       .def_readonly("step_norm", &UpdateReport::step_norm, "||theta' - theta||; 0 unless accepted.")
       .def_readonly("entropy", &UpdateReport::entropy,
                     "Mean entropy of the old policy over the batch, in nats.")
+      .def_readonly("damping", &UpdateReport::damping, "Of this update's solve; 0 before one.")
+      .def_readonly(
+          "reduction_ratio", &UpdateReport::reduction_ratio,
+          "What the models were worth at the full step (eq. 35); 0 if it was not evaluated.")
       .def_readonly("cg", &UpdateReport::cg, "The linear solve.")
       .def_property_readonly(
           "preconditioner", [](const UpdateReport& r) { return name_of(r.preconditioner); },
@@ -160,7 +207,7 @@ void bind_update(py::module_& m) {
   py::class_<PyTrustRegionUpdate>(
       m, "TrustRegionUpdate", R"(One natural policy gradient update (TRPO; Schulman et al. 2015).
 
-g = grad L (eq. 11); solve (F + damping I) x = g by conjugate gradients (eq. 15); full step
+g = grad L (eq. 11); solve (F + damping D) x = g by conjugate gradients (eq. 15); full step
 d = sqrt(2 max_kl / x'Fx) x (eq. 16); then a backtracking search for the first fraction that improves
 the surrogate and keeps KL(old || new) <= max_kl. Without a line search: Kakade's (2002) closed-form
 step.
@@ -171,7 +218,15 @@ max_kl : float > 0
     Bound on the mean KL(old || new), in nats, summed over action dimensions.
 damping : float >= 0
 cg_iterations : int >= 1
+    Fisher products at most.
 cg_rtol : float >= 0
+    Stop at this residual, relative to g.
+cg_progress_tolerance : float >= 0
+cg_progress_window : int >= 1
+    Stop where the quadratic model hardly falls, as in `conjugate_gradient`; 0 for never.
+warm_start : bool
+    Start the solve from the last accepted step, scaled as is best for the quadratic model (eq. 32).
+    The product that this takes is one of cg_iterations; a single one starts from 0.
 line_search : LineSearch or None
 normalize_advantages : bool
     Standardise advantages over the batch; constant ones then end in ZERO_ADVANTAGES.
@@ -179,22 +234,35 @@ fisher : {'exact', 'empirical'}
 curvature_fraction : float, 0 < fraction <= 1
     Part of the observations, evenly spaced, that the Fisher products use.
 damped_step : bool
-    Scale the step by x'(F + damping I)x instead.
+    Scale the step by x'(F + damping D)x instead.
 preconditioner : {'none', 'kfac', 'diagonal', 'nystrom'}
     Of the conjugate gradients; see KFac, DiagonalPreconditioner and NystromPreconditioner.
 kfac_every : int >= 1
     Kronecker factors are averaged over every so-manieth observation.
 nystrom_rank : int >= 1
     Products that the Nystrom preconditioner is built from; at most P.
+damping_mode : {'fixed', 'trace', 'adaptive'}
+    As given; multiplied by tr(F) / P (eq. 33), whatever the scale of F; or Levenberg and Marquardt's,
+    which starts as given, is divided by 1.5 where the reduction ratio (eq. 35) is above 3/4, and
+    multiplied by 1.5 where it is below 1/4 or the update failed (Martens 2010, section 4.1).
+damping_min, damping_max : float, 0 < damping_min <= damping_max
+    Bounds of the adaptive mode, `damping` within.
+damping_metric : (P,) array, values > 0, optional
+    The diagonal of D; ones by default. Steps map onto each other under theta_i = a_i psi_i if D is
+    transported, D_psi = a^2 D_theta (eq. 34). Not with damping_mode 'trace' or a preconditioner.
 
 Call it as update(policy, batch) with a `Batch`; returns an UpdateReport. Transactional: parameters
 change only if the status is ACCEPTED. Bad arrays raise ValueError or TypeError before anything
 changes; numerical trouble is a status. The GIL is released; after the first call with a batch size
-nothing is allocated. One object serves one call at a time.)")
+nothing is allocated. One object serves one call at a time. What passes from one update to the next,
+an adaptive damping and the step of a warm start, is `state`.)")
       .def(py::init([](double max_kl, double damping, int cg_iterations, double cg_rtol,
                        std::optional<LineSearchOptions> line_search, bool normalize_advantages,
                        const std::string& fisher, double curvature_fraction, bool damped_step,
-                       const std::string& preconditioner, Index kfac_every, Index nystrom_rank) {
+                       const std::string& preconditioner, Index kfac_every, Index nystrom_rank,
+                       double cg_progress_tolerance, int cg_progress_window, bool warm_start,
+                       const std::string& damping_mode, double damping_min, double damping_max,
+                       py::handle damping_metric) {
              TrustRegionOptions options;
              options.max_kl = positive(max_kl, "max_kl");
              options.damping = non_negative(damping, "damping");
@@ -208,6 +276,29 @@ nothing is allocated. One object serves one call at a time.)")
              options.preconditioner = preconditioner_named(preconditioner);
              options.kfac.every = size_of(kfac_every, "kfac_every");
              options.nystrom_rank = size_of(nystrom_rank, "nystrom_rank");
+             options.cg_progress_tolerance =
+                 non_negative(cg_progress_tolerance, "cg_progress_tolerance");
+             options.cg_progress_window = at_least(cg_progress_window, 1, "cg_progress_window");
+             options.warm_start = warm_start;
+             options.damping_mode = damping_mode_named(damping_mode);
+             options.damping_rule.low = positive(damping_min, "damping_min");
+             options.damping_rule.high = number(
+                 damping_max, "damping_max", damping_max >= damping_min, "a number >= damping_min");
+             if (options.damping_mode == DampingMode::adaptive) {
+               number(damping, "damping", damping >= damping_min && damping <= damping_max,
+                      "a number between damping_min and damping_max, to be adapted");
+             }
+             options.damping_metric = damping_metric_of(damping_metric);
+             if (!options.damping_metric.empty() && options.damping_mode == DampingMode::trace) {
+               wrong_value("damping_metric",
+                           "want damping_mode fixed or adaptive with it, got 'trace': tr(F) / P "
+                           "changes with the parameters' units");
+             }
+             if (!options.damping_metric.empty() &&
+                 options.preconditioner != PreconditionerKind::none) {
+               wrong_value("damping_metric", "want preconditioner none with it, got '" +
+                                                 preconditioner + "': the metric is one");
+             }
              return std::make_unique<PyTrustRegionUpdate>(options);
            }),
            py::arg("max_kl") = defaults.max_kl, py::arg("damping") = defaults.damping,
@@ -217,7 +308,17 @@ nothing is allocated. One object serves one call at a time.)")
            py::arg("fisher") = "exact", py::arg("curvature_fraction") = defaults.curvature_fraction,
            py::arg("damped_step") = defaults.damped_step, py::arg("preconditioner") = "none",
            py::arg("kfac_every") = defaults.kfac.every,
-           py::arg("nystrom_rank") = defaults.nystrom_rank)
+           py::arg("nystrom_rank") = defaults.nystrom_rank,
+           py::arg("cg_progress_tolerance") = defaults.cg_progress_tolerance,
+           py::arg("cg_progress_window") = defaults.cg_progress_window,
+           py::arg("warm_start") = defaults.warm_start, py::arg("damping_mode") = "fixed",
+           py::arg("damping_min") = defaults.damping_rule.low,
+           py::arg("damping_max") = defaults.damping_rule.high,
+           py::arg("damping_metric") = py::none())
+      .def_property(
+          "state", &PyTrustRegionUpdate::state, &PyTrustRegionUpdate::set_state,
+          "float64 vector; save it and assign it to go on where an update stopped. Empty\n"
+          "unless the damping is adaptive or the start warm.")
       .def("__call__", &run_update<PyTrustRegionUpdate>, py::arg("policy"), py::arg("batch"));
 
   const PolicyGradientOptions plain;

@@ -169,6 +169,12 @@ class PyFisher : public ZeroedUntilConstructed {
     return out;
   }
 
+  double trace() {
+    const py::gil_scoped_release release;  // plain memory from here on
+    const std::lock_guard lock(mutex_);
+    return visit([](auto& t) { return t.fisher.trace(); });
+  }
+
  private:
   std::variant<std::unique_ptr<Typed<float>>, std::unique_ptr<Typed<double>>> typed_;
   std::mutex mutex_;

@@ -429,6 +429,7 @@ class Update:
     gradient: np.ndarray | None = None
     solution: np.ndarray | None = None
     cg_iterations: int = 0
+    reduction_ratio: float = 0.0
 
 
 def surrogate(policy, theta, batch_observations, actions, advantages, log_probs):
@@ -453,6 +454,8 @@ def trust_region_update(
     fisher="exact",
     curvature_fraction=1.0,
     damped_step=False,
+    damping_metric=None,  # diagonal of D in (F + damping D) x = g
+    start=None,  # of conjugate gradients, in any length
 ) -> Update:
     """Algorithm box of the method, with a dense matrix."""
     if normalize_advantages:
@@ -467,9 +470,23 @@ def trust_region_update(
         matrix = policy.fisher(theta, observations[rows])
     else:
         matrix = policy.empirical_fisher(theta, observations[rows], actions[rows])
-    damped = matrix + damping * np.eye(len(theta))
+    metric = np.ones(len(theta)) if damping_metric is None else damping_metric
+    damped = matrix + damping * np.diag(metric)
 
-    x, iterations, _ = conjugate_gradient(damped, gradient, cg_iterations, cg_rtol)
+    # Of the multiples of `start` the best, then a correction; measured by the metric, D^-1/2 r is
+    # what conjugate gradients make small and D^1/2 x what they make it small with.
+    x, budget = np.zeros_like(gradient), cg_iterations
+    if start is not None and cg_iterations > 1:
+        x, budget = start * (gradient @ start) / (start @ damped @ start), cg_iterations - 1
+    root = np.sqrt(metric)
+    correction, iterations, _ = conjugate_gradient(
+        damped / np.outer(root, root),
+        (gradient - damped @ x) / root,
+        budget,
+        0.0,
+        cg_rtol * np.linalg.norm(gradient / root),
+    )
+    x = x + correction / root
     curvature = x @ (damped if damped_step else matrix) @ x
     full_step = np.sqrt(2.0 * max_kl / curvature) * x
     expected = gradient @ full_step
@@ -487,6 +504,10 @@ def trust_region_update(
         "solution": x,
         "cg_iterations": iterations,
     }
+    _, improvement, kl = evaluate(1.0)
+    facts["reduction_ratio"] = min(
+        improvement / expected, 0.5 * full_step @ matrix @ full_step / kl
+    )
     if line_search is None:
         new, improvement, kl = evaluate(1.0)
         return Update("ACCEPTED", new, kl, improvement, step_fraction=1.0, **facts)

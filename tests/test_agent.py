@@ -101,6 +101,12 @@ CHANGES = {  # option: another value, and options without which it would mean no
     "damping": (1.0, {}),
     "cg_iterations": (1, {}),
     "cg_rtol": (0.9, {}),
+    "cg_progress_tolerance": (0.1, {}),
+    "cg_progress_window": (1, {"cg_progress_tolerance": 0.05}),
+    "warm_start": (True, {}),
+    "damping_mode": ("trace", {}),
+    "damping_min": (0.09, {"damping_mode": "adaptive"}),
+    "damping_max": (0.1, {"damping_mode": "adaptive", **WITH_BACKTRACKING, "damping": 0.1}),
     "fisher": ("empirical", {}),
     "curvature_fraction": (0.2, {}),
     "line_search_shrink": (0.3, WITH_BACKTRACKING),
@@ -229,6 +235,35 @@ def test_a_bad_value_is_refused_with_the_name_of_the_option(option, value, error
 def test_a_batch_has_at_least_one_step_of_every_environment():
     with pytest.raises(ValueError, match="batch_size is 4; wanted at least n_envs = 5"):
         natgrad.TRPO("CartPole-v1", batch_size=4, n_envs=5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"damping": 20.0},
+        {"damping": 0.0},
+        {"damping_min": 0.2},
+        {"damping_min": 2, "damping_max": 1},
+    ],
+    ids=str,
+)
+def test_a_damping_that_is_adapted_starts_within_its_bounds(options):
+    with pytest.raises(ValueError, match=r"damping.*wanted"):
+        natgrad.TRPOConfig(damping_mode="adaptive", **options)
+    if options.get("damping_max") is None:
+        natgrad.TRPOConfig(**options)  # bounds of another mode
+
+
+def test_the_log_says_how_the_system_was_solved():
+    logs = history(natgrad.TRPO("CartPole-v1", cg_progress_tolerance=0.05, **SMALL), 256)
+    assert {log["train/cg_status"] for log in logs} == {"SLOW_PROGRESS"}
+    assert all(log["train/cg_products"] == log["train/cg_iterations"] < 10 for log in logs)
+    assert all(log["train/damping"] == 0.1 for log in logs)
+    assert all(np.isfinite(log["train/reduction_ratio"]) for log in logs)
+    adaptive = natgrad.TRPO("CartPole-v1", damping_mode="adaptive", warm_start=True, **SMALL)
+    logs = history(adaptive, 256)
+    assert len({log["train/damping"] for log in logs}) > 1
+    assert all(log["train/cg_products"] > log["train/cg_iterations"] for log in logs[1:])
 
 
 def test_every_option_has_a_help_text_and_a_group():

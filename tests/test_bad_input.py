@@ -469,6 +469,11 @@ def test_bad_vectors_are_refused_by_a_fisher(spoil, error):
         ({"preconditioner": np.ones((3, 4))}, "preconditioner", ValueError),
         ({"preconditioner": lambda r: r[:-1]}, "preconditioner", ValueError),
         ({"residual_replacement": -1}, "residual_replacement", (ValueError, TypeError)),
+        ({"progress_tolerance": -1e-3}, "progress_tolerance", ValueError),
+        ({"progress_tolerance": np.nan}, "progress_tolerance", ValueError),
+        ({"progress_window": 0}, "progress_window", ValueError),
+        ({"progress_window": 1.5}, "progress_window", TypeError),
+        ({"scale_x0": "yes"}, "scale_x0", TypeError),
     ],
     ids=str,
 )
@@ -523,11 +528,54 @@ def test_a_line_search_needs_a_positive_bound(value):
         ("curvature_fraction", 1.01),
         ("curvature_fraction", np.nan),
         ("line_search", "backtracking"),
+        ("cg_progress_tolerance", -1e-3),
+        ("cg_progress_tolerance", np.inf),
+        ("cg_progress_window", 0),
+        ("warm_start", "yes"),
+        ("damping_mode", "automatic"),
+        ("damping_min", 0.0),
+        ("damping_max", 1e-6),
+        ("damping_max", np.inf),
+        ("damping_metric", []),
+        ("damping_metric", np.ones((2, 2))),
+        ("damping_metric", [1.0, 0.0]),
+        ("damping_metric", [1.0, -1.0]),
+        ("damping_metric", [1.0, np.nan]),
+        ("damping_metric", 1.0),
     ],
 )
 def test_bad_options_of_a_trust_region_update_are_refused_by_name(name, value):
     with pytest.raises((ValueError, TypeError), match=name):
         core.TrustRegionUpdate(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"damping": 0.0},
+        {"damping": 0.1, "damping_min": 0.2},
+        {"damping": 0.1, "damping_max": 0.05},
+    ],
+    ids=str,
+)
+def test_a_damping_that_is_adapted_lies_within_its_bounds(options):
+    with pytest.raises(ValueError, match=r"\bdamping\b.*damping_min"):
+        core.TrustRegionUpdate(damping_mode="adaptive", **options)
+    core.TrustRegionUpdate(**options)
+
+
+def test_a_metric_has_a_value_for_each_parameter_and_no_trace():
+    p = make_problem()
+    theta = p.core.parameters.tobytes()
+    for size in (1, p.theta.size - 1, p.theta.size + 1):
+        update = core.TrustRegionUpdate(damping_metric=np.ones(size))
+        with pytest.raises(ValueError, match=rf"damping_metric: want shape \({p.theta.size},\)"):
+            update(p.core, p.batch)
+    assert p.core.parameters.tobytes() == theta
+    with pytest.raises(ValueError, match=r"damping_metric.*trace"):
+        core.TrustRegionUpdate(damping_metric=np.ones(3), damping_mode="trace")
+    with pytest.raises(ValueError, match=r"damping_metric.*preconditioner"):
+        core.TrustRegionUpdate(damping_metric=np.ones(3), preconditioner="kfac")
 
 
 @pytest.mark.parametrize(
@@ -558,7 +606,18 @@ def test_bad_options_of_the_other_updates_and_fits_are_refused_by_name(make, nam
         make(**{name: value})
 
 
-@pytest.mark.parametrize("make", [core.PolicyGradientUpdate, core.GaussNewtonFit, core.AdamFit])
+@pytest.mark.parametrize(
+    "make",
+    [
+        core.PolicyGradientUpdate,
+        core.GaussNewtonFit,
+        core.AdamFit,
+        core.TrustRegionUpdate,
+        lambda: core.TrustRegionUpdate(damping_mode="adaptive"),
+        lambda: core.TrustRegionUpdate(warm_start=True),
+    ],
+    ids=["plain", "Gauss-Newton", "Adam", "trust region", "adaptive", "warm"],
+)
 @pytest.mark.parametrize(
     "bad", [[np.nan], np.ones((2, 2)), ["a"]], ids=["NaN", "two axes", "string"]
 )

@@ -36,6 +36,12 @@ KINDS = {
     "trpo with Adam critic": (natgrad.TRPO, {"critic": "adam"}),
     "trpo with Fourier features": (natgrad.TRPO, {"fourier_features": 6}),
     "npg": (natgrad.NPG, {"curvature_fraction": 0.5}),
+    "npg with a warm start": (natgrad.NPG, {"warm_start": True}),
+    "trpo with adaptive damping": (natgrad.TRPO, {"damping_mode": "adaptive"}),
+    "trpo with both, in double": (
+        natgrad.TRPO,
+        {"warm_start": True, "damping_mode": "adaptive", "dtype": "float64"},
+    ),
     "reinforce with Adam": (natgrad.REINFORCE, {}),
     "reinforce with sgd": (natgrad.REINFORCE, {"optimizer": "sgd"}),
     "several environments": (natgrad.TRPO, {"n_envs": 3}),

@@ -15,6 +15,7 @@ from natgrad import _core as core
 
 CONVERGED = core.CgStatus.CONVERGED
 MAX_ITERATIONS = core.CgStatus.MAX_ITERATIONS
+SLOW_PROGRESS = core.CgStatus.SLOW_PROGRESS
 INDEFINITE = core.CgStatus.INDEFINITE
 ZERO_RHS = core.CgStatus.ZERO_RHS
 
@@ -479,6 +480,146 @@ def test_a_product_that_turns_non_finite_stops_with_the_best_x_so_far(bad, at):
     np.testing.assert_allclose(r.x, want, rtol=1e-10, atol=1e-12)
 
 
+# -------------------------------------------------------------------- model, progress, scaled start
+
+
+def model(A, b, x):
+    return 0.5 * x @ A @ x - b @ x
+
+
+@pytest.mark.parametrize("name", ["Poisson 2-D", "random, condition 1e6", "dense and wide"])
+@pytest.mark.parametrize("start", ["zero", "warm", "scaled"])
+def test_the_value_of_the_quadratic_model_is_reported_without_a_product(name, start):
+    A, damping = ZOO[name], 0.3
+    b, x0 = right_hand_side(len(A)), right_hand_side(len(A), seed=2)
+    damped = A + damping * np.eye(len(A))
+    options = {"zero": {}, "warm": {"x0": x0}, "scaled": {"x0": x0, "scale_x0": True}}[start]
+    for iterations in (1, 2, 7, 12):
+        calls = []
+        r = core.conjugate_gradient(
+            lambda v, calls=calls: calls.append(1) or A @ v,
+            b,
+            damping=damping,
+            max_iterations=iterations,
+            **options,
+        )
+        scale = 1 + np.abs(model(damped, b, x0))
+        np.testing.assert_allclose(r.model_value, model(damped, b, r.x), atol=1e-12 * scale)
+        assert len(calls) == r.products == r.iterations + (start != "zero")
+        assert f"model {r.model_value:.4g}" in r.message
+
+
+def slow_progress(A, b, tolerance, window, iterations):
+    """Martens' test on the textbook's iterates: how many there are, and whether it ended them."""
+    values = [0.0]
+    for i in range(1, iterations + 1):
+        x, done, _ = oracle.conjugate_gradient(A, b, i)
+        if done < i:
+            return done, False
+        values.append(model(A, b, x))
+        fallen = values[max(i - window, 0)] - values[i]
+        if i >= window and values[i] < 0 and fallen / -values[i] < window * tolerance:
+            return i, True
+    return iterations, False
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize("name", ["Poisson 1-D", "Poisson 2-D", "dense and wide"])
+def test_the_iteration_ends_where_the_model_hardly_falls(name, window):
+    A = ZOO[name]
+    b = right_hand_side(len(A))
+    ends = set()
+    for tolerance in (5e-4, 5e-3, 2e-2, 0.1):
+        want, slow = slow_progress(A, b, tolerance, window, 40)
+        r = core.conjugate_gradient(
+            A, b, max_iterations=40, progress_tolerance=tolerance, progress_window=window
+        )
+        assert (r.iterations, r.status == SLOW_PROGRESS) == (want, slow), r.message
+        ends.add(r.iterations)
+    assert len(ends) > 1
+
+
+def test_progress_is_averaged_over_the_window():
+    # The eigenvectors are found one after another, and what they give the model is 1, 1e-3 and 1.
+    eigenvalues = np.array([1e6, 1e3, 1.0])
+    A, b = np.diag(eigenvalues), np.sqrt(eigenvalues * [1.0, 1e-3, 1.0])
+    by_one = core.conjugate_gradient(A, b, progress_tolerance=0.01, progress_window=1)
+    assert (by_one.status, by_one.iterations) == (SLOW_PROGRESS, 2)
+    by_two = core.conjugate_gradient(A, b, progress_tolerance=0.01, progress_window=2)
+    assert by_two.status == CONVERGED
+    assert by_two.model_value < 1.9 * by_one.model_value < 0
+
+
+def test_without_a_tolerance_or_with_a_window_beyond_the_budget_progress_is_not_looked_at():
+    A = ZOO["random, condition 1e6"]
+    b = right_hand_side(len(A))
+    want = core.conjugate_gradient(A, b, max_iterations=15)
+    assert want.status == MAX_ITERATIONS
+    for options in (
+        {"progress_tolerance": 0.0, "progress_window": 1},
+        {"progress_tolerance": 10.0, "progress_window": 16},
+        {"progress_tolerance": 10.0, "progress_window": 2**31 - 1},
+    ):
+        r = core.conjugate_gradient(A, b, max_iterations=15, **options)
+        assert r.status == MAX_ITERATIONS
+        assert r.x.tobytes() == want.x.tobytes()
+
+
+def test_a_start_worse_than_zero_does_not_end_the_iteration():
+    A = ZOO["Poisson 2-D"]
+    b = right_hand_side(len(A))
+    x0 = -1e3 * b
+    assert model(A, b, x0) > 0
+    # The model falls from far above 0, where Martens' ratio of two signs would always be small.
+    r = core.conjugate_gradient(
+        A, b, x0=x0, max_iterations=100, progress_tolerance=1e-4, progress_window=1
+    )
+    assert r.status == SLOW_PROGRESS
+    assert np.isclose(r.model_value, model(A, b, np.linalg.solve(A, b)), rtol=1e-2)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.1, 1e-8, 1e8, -3.0])
+def test_a_scaled_start_is_the_best_multiple_of_the_one_given(factor):
+    A, damping = ZOO["dense and wide"], 0.5
+    b, x0 = right_hand_side(len(A)), right_hand_side(len(A), seed=2)
+    best = x0 * (b @ x0) / (x0 @ A @ x0 + damping * x0 @ x0)
+    options = {"damping": damping, "max_iterations": 4}
+    want = core.conjugate_gradient(A, b, x0=best, **options)
+    r = core.conjugate_gradient(A, b, x0=factor * x0, scale_x0=True, **options)
+    np.testing.assert_allclose(r.x, want.x, rtol=0, atol=1e-12 * np.linalg.norm(want.x))
+    unscaled = core.conjugate_gradient(A, b, x0=factor * x0, **options)
+    assert relative_error(unscaled.x, r.x) > 1e-3
+
+
+def test_a_multiple_of_the_solution_is_a_start_that_needs_no_iteration():
+    A = ZOO["dense and wide"]
+    b = right_hand_side(len(A))
+    for factor in (0.5, -2.0):
+        x0 = factor * np.linalg.solve(A, b)
+        r = core.conjugate_gradient(A, b, x0=x0, scale_x0=True, rtol=1e-9)
+        assert (r.status, r.iterations, r.products) == (CONVERGED, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "A", [np.diag([0.0, 1.0, 2.0]), np.diag([-1.0, 1.0, 2.0])], ids=["flat", "negative"]
+)
+def test_a_start_without_curvature_is_replaced_by_zero(A):
+    b = np.array([0.0, 1.0, 3.0])
+    want = core.conjugate_gradient(A, b)
+    r = core.conjugate_gradient(A, b, x0=[5.0, 0.0, 0.0], scale_x0=True)
+    assert r.x.tobytes() == want.x.tobytes()
+    assert r.products == want.products + 1
+
+
+def test_a_start_is_never_worse_than_zero_once_it_is_scaled():
+    rng = np.random.default_rng(5)
+    for seed in range(20):
+        A, b = random_spd(15, 1e4, seed), rng.normal(size=15)
+        x0 = rng.normal(size=15) * 10.0 ** rng.integers(-6, 6)
+        r = core.conjugate_gradient(A, b, x0=x0, scale_x0=True, max_iterations=1)
+        assert r.model_value <= min(0.0, model(A, b, x0))
+
+
 def test_an_exception_in_a_product_reaches_the_caller():
     def product(v):
         raise KeyError("from the operator")
@@ -496,6 +637,7 @@ def test_statuses_and_messages_are_readable():
     assert len(r.message) > 10
     assert {s.name for s in core.CgStatus} == {
         "CONVERGED",
+        "SLOW_PROGRESS",
         "MAX_ITERATIONS",
         "INDEFINITE",
         "ZERO_RHS",

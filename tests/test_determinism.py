@@ -56,6 +56,18 @@ def everything(distribution, dtype, count=700, hidden=(64, 64), size=17):
     report = core.TrustRegionUpdate()(p.core, p.batch)
     results["update"] = p.core.parameters
     results["report"] = np.array([report.kl, report.improvement, report.expected_improvement])
+    results["trace"] = F.trace()
+    adaptive = core.TrustRegionUpdate(
+        damping_mode="adaptive",
+        warm_start=True,
+        cg_progress_tolerance=0.01,
+        damping_metric=np.linspace(0.5, 2.0, p.theta.size),
+    )
+    for _ in range(3):
+        adaptive(p.core, p.batch)
+    core.TrustRegionUpdate(damping_mode="trace")(p.core, p.batch)
+    results["damped updates"] = p.core.parameters
+    results["their state"] = adaptive.state
     core.PolicyGradientUpdate()(p.core, p.batch)
     results["plain update"] = p.core.parameters
     critic = core.ValueFunction(size, hidden=hidden, dtype=dtype)

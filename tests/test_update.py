@@ -298,8 +298,11 @@ def test_the_report_as_a_dictionary_is_flat_and_has_every_number():
         {"fisher": "empirical"},
         {"curvature_fraction": 0.3},
         {"damped_step": True},
+        {"cg_progress_tolerance": 0.05},
+        {"damping_mode": "trace"},
+        {"damping_metric": np.linspace(0.5, 2.0, 96)},
     ],
-    ids=str,
+    ids=lambda options: next(iter(options)),
 )
 def test_every_option_changes_the_step(options):
     steps = []

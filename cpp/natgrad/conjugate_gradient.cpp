@@ -64,8 +64,11 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
   // The vectors leave the first-level cache, so each is passed over as seldom as possible.
   const double damping = options.damping;
   double squared_residual = 0;
-  const auto exact_residual = [&] {
+  const auto product_of_x = [&] {
     a(x, q);
+    ++summary.products;
+  };
+  const auto residual = [&] {  // of x, with A x in q
     squared_residual = sum(n, [=](Index i) {
       r[i] = b[i] - (q[i] + damping * x[i]);
       return r[i] * r[i];
@@ -77,17 +80,46 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
     std::copy_n(b, n, r);
     squared_residual = dot(r, r, n);
   } else {
-    exact_residual();
+    product_of_x();
+    if (options.scale_start) {  // by c = b'x / x'(A + damping I)x                      (eq. 32)
+      const double curvature = sum(n, [=](Index i) { return x[i] * (q[i] + damping * x[i]); });
+      const double c = dot(b, x, n) / curvature;
+      const bool usable = curvature > 0 && std::isfinite(curvature) && std::isfinite(c);
+      for (Index i = 0; i < n; ++i) {
+        x[i] = usable ? c * x[i] : 0;
+        q[i] = usable ? c * q[i] : 0;
+      }
+    }
+    residual();
+    summary.model_value = -0.5 * (dot(b, x, n) + dot(r, x, n));
   }
   summary.residual_norm = norm(r, n, squared_residual);
   // A residual below the last bit of the last bit of b is zero: double has no more to give.
   const double tolerance = std::max(std::max(options.rtol, 1e-32) * summary.rhs_norm, options.atol);
+
+  // Whether phi fell by less than k eps |phi| since k iterations ago, of which it keeps track.
+  const bool watched =
+      options.progress_tolerance > 0 && options.progress_window <= options.max_iterations;
+  const Index window = watched ? options.progress_window : 0;
+  scratch->models.resize(window);
+  const auto progress_is_slow = [&] {
+    if (window == 0) return false;
+    double& oldest = scratch->models[summary.iterations % window];
+    const double fallen = oldest - summary.model_value;
+    oldest = summary.model_value;
+    return summary.iterations >= window &&
+           fallen < static_cast<double>(window) * options.progress_tolerance * -summary.model_value;
+  };
 
   double rho = 0;  // r'z
   summary.status = CgStatus::MAX_ITERATIONS;
   for (;;) {
     if (summary.residual_norm <= tolerance) {
       summary.status = CgStatus::CONVERGED;
+      break;
+    }
+    if (progress_is_slow()) {
+      summary.status = CgStatus::SLOW_PROGRESS;
       break;
     }
     if (summary.iterations == options.max_iterations) break;
@@ -110,6 +142,7 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
 
     // The step along p: alpha = r'z / p'(A + damping I)p.
     a(p, q);
+    ++summary.products;
     summary.curvature = sum(n, [=](Index i) {
       q[i] += damping * p[i];
       return p[i] * q[i];
@@ -120,10 +153,12 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
       break;
     }
     ++summary.iterations;
+    summary.model_value -= 0.5 * alpha * rho;  // exactly what a step along p gains      (eq. 31)
     if (options.residual_replacement > 0 &&
         summary.iterations % options.residual_replacement == 0) {
       for (Index i = 0; i < n; ++i) x[i] += alpha * p[i];
-      exact_residual();
+      product_of_x();
+      residual();
     } else {
       squared_residual = sum(n, [=](Index i) {
         x[i] += alpha * p[i];
@@ -133,8 +168,14 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
     }
     summary.residual_norm = norm(r, n, squared_residual);
   }
-  summary.quadratic_form = dot(x, b, n) - dot(x, r, n) - damping * dot(x, x, n);
+  summary.squared_norm = dot(x, x, n);
+  summary.quadratic_form = dot(x, b, n) - dot(x, r, n) - damping * summary.squared_norm;
   return summary;
+}
+
+double LevenbergMarquardt::operator()(double damping, double ratio) const {
+  if (!(ratio > 0.25)) return std::min(damping * grow, high);
+  return ratio > 0.75 ? std::max(damping / shrink, low) : damping;
 }
 
 }  // namespace natgrad

@@ -244,6 +244,19 @@ void Fisher<T>::kronecker_sums(Index every, bool all_columns, KroneckerSums* sum
 }
 
 template <class T>
+double Fisher<T>::trace() {
+  provide_state();
+  const double undamped = policy_->network.squared_gradients([&](Index first, Matrix<T> d) {
+    if (kind_ == FisherKind::exact) {
+      fill_signed(first, 1, d);
+    } else {
+      fill_column(first, 1, 0, d);
+    }
+  });
+  return undamped + damping * static_cast<double>(size());
+}
+
+template <class T>
 template <class Visit>
 void Fisher<T>::for_each_adjoint(Visit visit) {
   provide_state();

@@ -66,6 +66,11 @@ class Fisher {
   void to_dense(double* out);
   void diagonal(double* out);
 
+  // tr F from one pass of pull-backs: each observation's own trace is the expected squared norm of
+  // J_n' Q_n z_n for random signs z_n, which are fixed here (eq. 33). Exact where no more than one
+  // column of Q_n reaches the layers: two actions, one mean, the empirical kind.
+  double trace();
+
  private:
   // Calls visit(first, h, d) for chunks of rows, where column by column of the square root of M the
   // adjoints d[l] (rows, out_l) of every layer are given; h[l] (rows, in_l + 1) ends with ones.

@@ -96,22 +96,25 @@ template <class T>
 UpdateReport TrustRegionUpdate<T>::operator()(Policy<T>& policy, const Batch<T>& batch) {
   const Index n = policy.parameter_count();
   gradient_.resize(n);
+  warm_ = warm_ && solution_.size() == n;
   solution_.resize(n);
   candidate_.resize(n);
   Stopwatch watch, total;
   UpdateReport report;
-  const auto finish = [&]() -> UpdateReport& {
-    report.timings.total = total.lap();
-    return report;
-  };
 
   // g = grad L(theta)                                                                     (eq. 11)
   if (!begin(policy, batch, options_.normalize_advantages, &surrogate_, gradient_.data(), &watch,
              &report)) {
-    return finish();
+    report.timings.total = total.lap();
+    return report;
   }
+  const auto finish = [&]() -> UpdateReport& {
+    learn_from(report);
+    report.timings.total = total.lap();
+    return report;
+  };
 
-  // Solve (F + damping I) x = g.                                                          (eq. 15)
+  // Solve (F + damping D) x = g.                                                          (eq. 15)
   attach_fisher(policy, batch);
   double* x = solution_.data();
   solve(x, &report);
@@ -119,21 +122,29 @@ UpdateReport TrustRegionUpdate<T>::operator()(Policy<T>& policy, const Batch<T>&
 
   // d = sqrt(2 delta / x'Fx) x                                                            (eq. 16)
   const double squared_length =
-      report.cg.quadratic_form + (options_.damped_step ? options_.damping * dot(x, x, n) : 0);
+      report.cg.quadratic_form +
+      (options_.damped_step ? report.damping * report.cg.squared_norm : 0);
   const double scale = std::sqrt(options_.max_kl) * std::sqrt(2 / squared_length);
   if (!(squared_length > 0) || !std::isfinite(scale)) {
     report.status = UpdateStatus::NOT_POSITIVE_DEFINITE;
-    report.message = format("x'Fx = %g after %d products, p'(F + damping I)p = %g", squared_length,
-                            report.cg.iterations, report.cg.curvature);
+    report.message = format("x'Fx = %g after %d products, p'(F + damping D)p = %g", squared_length,
+                            report.cg.products, report.cg.curvature);
     return finish();
   }
   for (Index i = 0; i < n; ++i) x[i] *= scale;
   report.expected_improvement = dot(gradient_.data(), x, n);
+  const double expected_kl = 0.5 * scale * scale * report.cg.quadratic_form;
 
   // theta' = theta + fraction d for the first acceptable fraction; without a search, fraction 1.
   const auto evaluate = [&](double fraction) {
     move(policy.parameters(), fraction, x, n, candidate_.data());
-    return surrogate_.evaluate(candidate_.data());
+    const Candidate candidate = surrogate_.evaluate(candidate_.data());
+    const double ratio = std::min(candidate.improvement / report.expected_improvement,
+                                  expected_kl / candidate.kl);  //                       (eq. 35)
+    if (fraction == 1 && candidate.finite() && std::isfinite(ratio)) {
+      report.reduction_ratio = ratio;
+    }
+    return candidate;
   };
   LineSearchSummary search;
   if (options_.line_search.has_value()) {
@@ -165,71 +176,163 @@ UpdateReport TrustRegionUpdate<T>::operator()(Policy<T>& policy, const Batch<T>&
   return finish();
 }
 
+template <class T>
+double TrustRegionUpdate<T>::damping() {
+  switch (options_.damping_mode) {
+    case DampingMode::fixed:
+      break;
+    case DampingMode::trace: {
+      const double mean = fisher_.trace() / static_cast<double>(fisher_.size());
+      return options_.damping * (std::isfinite(mean) ? mean : 1);  // else F says so in the solve
+    }
+    case DampingMode::adaptive:
+      return damping_;
+  }
+  return options_.damping;
+}
+
 // In closed form where there is one and it is faster; then without iterations. What is left of the
 // residual is rounding, or lies in the null space of F.
 template <class T>
 void TrustRegionUpdate<T>::solve(double* x, UpdateReport* report) {
   const Index n = gradient_.size();
   const double* g = gradient_.data();
-  const auto product = [&](const double* v, double* out) {
-    fisher_.product(v, out, options_.cg_iterations);
-  };
+  const double damping = report->damping = this->damping();
   CgSummary& summary = report->cg;
-  if (fisher_.solve(g, options_.damping, options_.cg_iterations, x)) {
+  if (options_.damping_metric.empty() && fisher_.solve(g, damping, options_.cg_iterations, x)) {
     cg_.q.resize(n);
     double* residual = cg_.q.data();
     summary.status = CgStatus::CONVERGED;
+    summary.products = 1;
     summary.rhs_norm = std::sqrt(dot(g, g, n));
-    product(x, residual);
+    fisher_.product(x, residual, options_.cg_iterations);
     summary.quadratic_form = dot(x, residual, n);
-    summary.curvature = summary.quadratic_form + options_.damping * dot(x, x, n);
-    for (Index i = 0; i < n; ++i) residual[i] = g[i] - residual[i] - options_.damping * x[i];
+    summary.squared_norm = dot(x, x, n);
+    summary.curvature = summary.quadratic_form + damping * summary.squared_norm;
+    summary.model_value = 0.5 * summary.curvature - dot(g, x, n);
+    for (Index i = 0; i < n; ++i) residual[i] = g[i] - residual[i] - damping * x[i];
     summary.residual_norm = std::sqrt(dot(residual, residual, n));
     return;
   }
-  CgOptions cg;
-  cg.damping = options_.damping;
-  cg.rtol = options_.cg_rtol;
-  cg.max_iterations = options_.cg_iterations;
   Stopwatch watch;
-  Preconditioner* const m = precondition();
+  Preconditioner* const m = precondition(damping);
   report->timings.precondition = watch.lap();
   if (m != nullptr) {
     report->preconditioner = options_.preconditioner;
     const auto inverse = [&](const double* r, double* z) { m->apply(r, z); };
     const LinearOperator preconditioner(inverse);
-    solution_.fill_zero();
-    summary = conjugate_gradient(product, n, g, x, cg, &preconditioner, &cg_);
+    summary = iterate(damping, &preconditioner, x);
     if (summary.iterations > 0 || summary.status != CgStatus::INDEFINITE) return;
     report->preconditioner = PreconditionerKind::none;  // r'M^-1 r is not positive in rounding
   }
-  solution_.fill_zero();
-  summary = conjugate_gradient(product, n, g, x, cg, nullptr, &cg_);
+  summary = iterate(damping, nullptr, x);
+}
+
+// Conjugate gradients from the last step or from 0. A metric D, which excludes a preconditioner,
+// becomes the identity in the coordinates y = D^1/2 x:
+//
+//   (D^-1/2 F D^-1/2 + damping I) y = D^-1/2 g                                            (eq. 34)
+template <class T>
+CgSummary TrustRegionUpdate<T>::iterate(double damping, const LinearOperator* preconditioner,
+                                        double* x) {
+  const Index n = gradient_.size();
+  CgOptions cg;
+  cg.damping = damping;
+  cg.rtol = options_.cg_rtol;
+  cg.max_iterations = options_.cg_iterations;
+  cg.progress_tolerance = options_.cg_progress_tolerance;
+  cg.progress_window = options_.cg_progress_window;
+  if (warm_ && cg.max_iterations > 1) {
+    cg.scale_start = true;
+    --cg.max_iterations;  // one product is the start's
+  } else {
+    solution_.fill_zero();
+  }
+  const auto product = [&](const double* v, double* out) {
+    fisher_.product(v, out, options_.cg_iterations);
+  };
+  const std::vector<double>& metric = options_.damping_metric;
+  if (metric.empty()) {
+    return conjugate_gradient(product, n, gradient_.data(), x, cg, preconditioner, &cg_);
+  }
+
+  for (Buffer<double>* buffer : {&root_, &scaled_gradient_, &scaled_}) buffer->resize(n);
+  for (Index i = 0; i < n; ++i) {
+    root_[i] = 1 / std::sqrt(metric[static_cast<std::size_t>(i)]);
+    scaled_gradient_[i] = root_[i] * gradient_[i];
+    x[i] /= root_[i];
+  }
+  const auto scaled_product = [&](const double* v, double* out) {
+    for (Index i = 0; i < n; ++i) scaled_[i] = root_[i] * v[i];
+    product(scaled_.data(), out);
+    for (Index i = 0; i < n; ++i) out[i] *= root_[i];
+  };
+  const CgSummary summary =
+      conjugate_gradient(scaled_product, n, scaled_gradient_.data(), x, cg, preconditioner, &cg_);
+  for (Index i = 0; i < n; ++i) x[i] *= root_[i];
+  return summary;
 }
 
 // Null where none is asked for, or where it is not positive definite.
 template <class T>
-Preconditioner* TrustRegionUpdate<T>::precondition() {
+Preconditioner* TrustRegionUpdate<T>::precondition(double damping) {
   const Index n = gradient_.size();
   switch (options_.preconditioner) {
     case PreconditionerKind::none:
       return nullptr;
     case PreconditionerKind::kfac:
       kfac_.average(&fisher_, options_.kfac);
-      return kfac_.factorize(options_.damping) ? &kfac_ : nullptr;
+      return kfac_.factorize(damping) ? &kfac_ : nullptr;
     case PreconditionerKind::diagonal:
       cg_.q.resize(n);
       fisher_.diagonal(cg_.q.data());
-      return diagonal_.attach(cg_.q.data(), n, options_.damping) ? &diagonal_ : nullptr;
+      return diagonal_.attach(cg_.q.data(), n, damping) ? &diagonal_ : nullptr;
     case PreconditionerKind::nystrom: {
       const Index rank = std::min(options_.nystrom_rank, n);
       const auto product = [&](const double* v, double* out) {
         fisher_.product(v, out, options_.cg_iterations + static_cast<int>(rank));
       };
-      return nystrom_.attach(product, n, rank, options_.damping, 0) ? &nystrom_ : nullptr;
+      return nystrom_.attach(product, n, rank, damping, 0) ? &nystrom_ : nullptr;
     }
   }
   return nullptr;
+}
+
+// What the next update takes over from one that sought a step.
+template <class T>
+void TrustRegionUpdate<T>::learn_from(const UpdateReport& report) {
+  const bool accepted = report.status == UpdateStatus::ACCEPTED;
+  warm_ = accepted && options_.warm_start;
+  if (options_.damping_mode == DampingMode::adaptive) {
+    damping_ = options_.damping_rule(damping_, accepted ? report.reduction_ratio : 0);
+  }
+}
+
+template <class T>
+std::vector<double> TrustRegionUpdate<T>::state() const {
+  if (options_.damping_mode != DampingMode::adaptive && !options_.warm_start) return {};
+  std::vector<double> state{damping_};
+  if (warm_) state.insert(state.end(), solution_.begin(), solution_.end());
+  return state;
+}
+
+template <class T>
+bool TrustRegionUpdate<T>::set_state(const std::vector<double>& state) {
+  const bool adaptive = options_.damping_mode == DampingMode::adaptive;
+  if (!adaptive && !options_.warm_start) return state.empty();
+  if (state.empty()) return false;
+  const bool finite =
+      std::all_of(state.begin(), state.end(), [](double x) { return std::isfinite(x); });
+  const bool damping_fits = adaptive ? state[0] > 0 : state[0] == options_.damping;
+  const bool warm = state.size() > 1;
+  if (!finite || !damping_fits || (warm && !options_.warm_start)) return false;
+  damping_ = state[0];
+  warm_ = warm;
+  if (warm) {
+    solution_.resize(static_cast<Index>(state.size()) - 1);
+    std::copy(state.begin() + 1, state.end(), solution_.begin());
+  }
+  return true;
 }
 
 // F of the whole batch shares the surrogate's linearisation; F of a part has one of its own.

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <optional>
+#include <vector>
 
 #include "natgrad/adam.hpp"
 #include "natgrad/conjugate_gradient.hpp"
@@ -51,10 +52,18 @@ struct UpdateReport {
   double entropy = 0;               // of the old policy, mean over the batch
   double gradient_norm = 0;
   double step_norm = 0;  // of the step taken; 0 unless accepted
+  double damping = 0;    // of this solve
+  // What the model was worth at the full step: the smaller of improvement / g'd and 1/2 d'Fd / kl
+  // (eq. 35). 0 if that step could not be evaluated.
+  double reduction_ratio = 0;
   CgSummary cg;
   PreconditionerKind preconditioner = PreconditionerKind::none;  // none where it cannot be built
   UpdateTimings timings;
 };
+
+// lambda of (F + lambda D) x = g: `damping` itself; times tr(F) / P, which makes it independent of the
+// scale of F; or adapted from update to update, `damping` being the first.
+enum class DampingMode { fixed, trace, adaptive };
 
 struct TrustRegionOptions {
   double max_kl = 0.01;    // delta; Schulman et al. (2015), section 8
@@ -64,11 +73,17 @@ struct TrustRegionOptions {
   PreconditionerKind preconditioner = PreconditionerKind::none;
   KfacOptions kfac;
   Index nystrom_rank = 20;
+  double cg_progress_tolerance = CgOptions{}.progress_tolerance;
+  int cg_progress_window = CgOptions{}.progress_window;
+  bool warm_start = false;  // from the last step, scaled (eq. 32); costs one of cg_iterations
   std::optional<LineSearchOptions> line_search = LineSearchOptions{};  // none: the closed-form step
   bool normalize_advantages = false;  // to mean 0 and standard deviation 1 over the batch
   FisherKind fisher = FisherKind::exact;
   double curvature_fraction = 1;  // of the observations, evenly spaced, in F alone
-  bool damped_step = false;       // scale the step by x'(F + damping I)x instead of x'Fx
+  bool damped_step = false;       // scale the step by x'(F + damping D)x instead of x'Fx
+  DampingMode damping_mode = DampingMode::fixed;
+  LevenbergMarquardt damping_rule;     // of the adaptive mode
+  std::vector<double> damping_metric;  // (P), the diagonal of D > 0; empty: D = I
 };
 
 template <class T>
@@ -76,17 +91,27 @@ class TrustRegionUpdate {
  public:
   using Options = TrustRegionOptions;
 
-  explicit TrustRegionUpdate(const TrustRegionOptions& options) : options_(options) {}
+  explicit TrustRegionUpdate(const TrustRegionOptions& options)
+      : options_(options), damping_(options.damping) {}
   const TrustRegionOptions& options() const { return options_; }
+
+  // The next adaptive damping, then the step (P) of a warm start; empty if neither is asked for.
+  std::vector<double> state() const;
+  bool set_state(const std::vector<double>& state);  // false: not a state of this update
 
   UpdateReport operator()(Policy<T>& policy, const Batch<T>& batch);
 
  private:
   void attach_fisher(const Policy<T>& policy, const Batch<T>& batch);
+  double damping();
   void solve(double* x, UpdateReport* report);
-  Preconditioner* precondition();
+  Preconditioner* precondition(double damping);
+  CgSummary iterate(double damping, const LinearOperator* preconditioner, double* x);
+  void learn_from(const UpdateReport& report);
 
   TrustRegionOptions options_;
+  double damping_;     // the next, where it is adaptive
+  bool warm_ = false;  // solution_ holds a step to start from
   Surrogate<T> surrogate_;
   Fisher<T> fisher_;
   LinearizedPolicy<T> subsample_;  // where the curvature has a batch of its own
@@ -96,6 +121,7 @@ class TrustRegionUpdate {
   NystromPreconditioner nystrom_;
   CgScratch cg_;
   Buffer<double> gradient_, solution_;
+  Buffer<double> root_, scaled_gradient_, scaled_;  // D^-1/2, D^-1/2 g, D^-1/2 v
   Buffer<T> candidate_;
 };
 

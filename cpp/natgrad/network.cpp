@@ -761,6 +761,56 @@ void Linearization<T>::kronecker_sums(Index every, Index columns,
   }
 }
 
+// --- norms ---------------------------------------------------------------------------------------
+
+namespace {
+// In strands that the compiler makes vectors of; a row is short enough for sums in T.
+template <class T>
+double squared_norm(const T* x, Index n) {
+  constexpr Index kStrands = 16;
+  T sums[kStrands] = {};
+  Index i = 0;
+  for (; i + kStrands <= n; i += kStrands) {
+    for (Index j = 0; j < kStrands; ++j) sums[j] += x[i + j] * x[i + j];
+  }
+  for (Index j = 0; i < n; ++i, ++j) sums[j] += x[i] * x[i];
+  double total = 0;
+  for (const T sum : sums) total += static_cast<double>(sum);
+  return total;
+}
+}  // namespace
+
+// A layer's part of J_n' d_n is d_l (h_{l-1}, 1)': its squared norm is a product of two. The free
+// outputs, which come last in the last d, have no input but the bias.
+template <class T>
+double Linearization<T>::squared_gradients(FunctionRef<void(Index, Matrix<T>)> fill) {
+  const std::vector<Layer>& layers = network_->layers();
+  shard_sums_.resize(shards_);
+  shard_sums_.fill_zero();
+  for_each_tile([&](Index first, Index rows, int shard, Worker* worker) {
+    Matrix<T> d = scratch(worker->cotangent, rows, network_->output_columns());
+    fill(first, d);
+    double sum = 0;
+    Buffer<T>* buffers[2] = {&worker->ping, &worker->pong};
+    for (std::size_t l = layers.size(); l-- > 0;) {
+      const auto [in, out, weight, bias] = layers[l];
+      const Matrix<const T> h = layer_input(l);
+      for (Index r = 0; r < rows; ++r) {
+        sum += squared_norm(d.row(r), out) * (squared_norm(h.row(first + r), in) + 1) +
+               squared_norm(d.row(r) + out, d.columns - out);
+      }
+      if (l == 0) break;
+      const Matrix<T> below = scratch(*buffers[l % 2], rows, in);
+      pull_back(l, first, d, below);
+      d = below;
+    }
+    shard_sums_[shard] += sum;
+  });
+  double total = 0;
+  for (Index shard = 0; shard < shards_; ++shard) total += shard_sums_[shard];
+  return total;
+}
+
 // --- products of the inputs ----------------------------------------------------------------------
 
 template <class T>

@@ -142,6 +142,10 @@ class Linearization {
   // pass them by: a cost model, see network.cpp.
   bool adjoints_pay(Index columns, int sweeps) const;
 
+  // sum_n ||J_n' d_n||^2, with the rows d_n supplied tile by tile: fill(first row, d (rows, K)). They
+  // are pulled back once; no gradient is formed.
+  double squared_gradients(FunctionRef<void(Index first, Matrix<T> d)> fill);
+
   // gram (in + 1, in + 1) = sum_n weights_n phi_n phi_n' with phi = (h_0, 1), the first layer's input
   // and a one for its bias; null weights are ones.
   void input_gram(const double* weights, double* gram);
@@ -202,6 +206,7 @@ class Linearization {
   std::vector<Buffer<T>> slopes_;       // act'(z_1) .. act'(z_{L-1}), silu and gelu only
   Buffer<T> outputs_;
   Buffer<T> accumulators_;  // (shards, accumulator_size_)
+  Buffer<double> shard_sums_;
   Buffer<double> reduced_;  // (workers, widest_): a row of a transposed g_W
   // Of g_W within an accumulator; g_b follows it, and the free outputs' gradient the last g_b. g_W is
   // kept as (out, in) or, where that pads less, as (in, out).

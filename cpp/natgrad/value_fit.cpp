@@ -12,6 +12,9 @@ namespace {
 // How fast the scale of the targets follows theirs: it moves by this part of the difference.
 constexpr double kScaleRate = 0.2;
 
+// A rejected step costs an attempt of few, so damping grows faster than it shrinks.
+constexpr LevenbergMarquardt kDampingRule{2, 1.5, 1e-8, 1e6};
+
 struct Moments {
   double mean = 0, variance = 0;
 };
@@ -220,11 +223,7 @@ FitReport GaussNewtonFit<T>::operator()(ValueFunction<T>& value_function,
 
     const double ratio = (report.loss - loss) / predicted;
     moved = std::isfinite(loss) && loss < report.loss;
-    if (!(ratio > 0.25)) {
-      damping = std::min(damping * 2, 1e6);
-    } else if (ratio > 0.75) {
-      damping = std::max(damping / 1.5, 1e-8);
-    }
+    damping = kDampingRule(damping, ratio);
     if (moved) {
       report.loss = loss;
       ++report.steps;

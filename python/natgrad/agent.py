@@ -47,7 +47,7 @@ __all__ = [
     "TrainingStalled",
 ]
 
-Update = Callable[[_core.Policy, Batch], _core.UpdateReport]
+Update = _core.TrustRegionUpdate | _core.PolicyGradientUpdate
 
 # A line search that finds nothing is ordinary; these say that the numbers themselves have failed.
 _NUMERICAL_FAILURES = (_core.UpdateStatus.NON_FINITE, _core.UpdateStatus.NOT_POSITIVE_DEFINITE)
@@ -401,7 +401,11 @@ class Agent(ABC):
             "train/gradient_norm": report.gradient_norm,
             "train/entropy": report.entropy,
             "train/cg_iterations": report.cg.iterations,
+            "train/cg_products": report.cg.products,
             "train/cg_residual": report.cg.relative_residual,
+            "train/cg_status": report.cg.status.name,
+            "train/damping": report.damping,
+            "train/reduction_ratio": report.reduction_ratio,
             "train/value_loss": fit.loss,
             "train/explained_variance": fit.explained_variance_before,
         }
@@ -601,7 +605,7 @@ class Agent(ABC):
     def _optimizers(self) -> dict[str, Any]:
         """What has a state vector of its own, by the name of its array."""
         optimizers: dict[str, Any] = {"critic/optimizer": self._critic_fit}
-        if isinstance(self._update, _core.PolicyGradientUpdate):
+        if isinstance(self._update, _core.PolicyGradientUpdate) or len(self._update.state):
             optimizers["policy/optimizer"] = self._update
         return optimizers
 
@@ -654,8 +658,14 @@ def _trust_region_update(config: NPGConfig, line_search: _core.LineSearch | None
     return _core.TrustRegionUpdate(
         max_kl=config.max_kl,
         damping=config.damping,
+        damping_mode=config.damping_mode,
+        damping_min=config.damping_min,
+        damping_max=config.damping_max,
         cg_iterations=config.cg_iterations,
         cg_rtol=config.cg_rtol,
+        cg_progress_tolerance=config.cg_progress_tolerance,
+        cg_progress_window=config.cg_progress_window,
+        warm_start=config.warm_start,
         line_search=line_search,
         normalize_advantages=True,
         fisher=config.fisher,

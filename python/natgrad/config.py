@@ -157,7 +157,15 @@ class NPGConfig(AgentConfig):
         0.01, "trust region", "largest mean KL(old || new) of an update, in nats", above=0.0
     )
     damping: float = _option(0.1, "trust region", "added to the Fisher matrix's diagonal", low=0.0)
-    cg_iterations: int = _option(10, "trust region", "conjugate gradient iterations", low=1)
+    damping_mode: Literal["fixed", "trace", "adaptive"] = _option(
+        "fixed", "trust region", "damping as it is, times the mean of the Fisher matrix's "
+        "diagonal, or adapted from update to update by Levenberg and Marquardt's rule",
+    )  # fmt: skip
+    damping_min: float = _option(1e-5, "trust region", "adaptive damping: lower bound", above=0.0)
+    damping_max: float = _option(10.0, "trust region", "adaptive damping: upper bound", above=0.0)
+    cg_iterations: int = _option(
+        10, "trust region", "conjugate gradient iterations: Fisher products at most", low=1
+    )
     cg_rtol: float = _option(
         1e-10, "trust region", "relative residual at which conjugate gradients stop", low=0.0
     )
@@ -170,6 +178,16 @@ class NPGConfig(AgentConfig):
     nystrom_rank: int = _option(
         20, "trust region", "nystrom: products that it is built from", low=1
     )
+    cg_progress_tolerance: float = _option(
+        0.0, "trust region", "progress of the quadratic model per iteration, relative to its "
+        "value, below which conjugate gradients stop; 0 for none", low=0.0,
+    )  # fmt: skip
+    cg_progress_window: int = _option(
+        3, "trust region", "iterations over which that progress is averaged", low=1
+    )
+    warm_start: bool = _option(
+        False, "trust region", "start conjugate gradients from the last step"
+    )
     fisher: Literal["exact", "empirical"] = _option(
         "exact", "trust region", "Fisher matrix of the policy, or of the actions taken"
     )
@@ -177,6 +195,17 @@ class NPGConfig(AgentConfig):
         1.0, "trust region", "part of the batch that the Fisher matrix is averaged over",
         above=0.0, high=1.0,
     )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.damping_min, self.damping_max
+        if low > high:
+            raise ValueError(f"damping_min is {low}; wanted at most damping_max = {high}")
+        if self.damping_mode == "adaptive" and not low <= self.damping <= high:
+            raise ValueError(
+                f"damping is {self.damping} with damping_mode 'adaptive'; wanted a number between "
+                f"damping_min = {low} and damping_max = {high}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,12 +116,23 @@ int main() {
   closed_form.normalize_advantages = true;
   TrustRegionOptions kfac;
   kfac.preconditioner = PreconditionerKind::kfac;
+  // 33 (5 + 1) + 16 (33 + 1) + 2 (16 + 1) + 2 parameters
+  TrustRegionOptions adaptive;
+  adaptive.damping_mode = DampingMode::adaptive;
+  adaptive.damping_metric.assign(778, 0.5);
+  adaptive.warm_start = true;
+  adaptive.cg_progress_tolerance = 1e-3;
+  TrustRegionOptions by_trace;
+  by_trace.damping_mode = DampingMode::trace;
   check<float>("float", "Gaussian", DiagonalGaussian{3, false}, 0, {});
   check<float>("float", "Gaussian, K-FAC", DiagonalGaussian{3, false}, 0, kfac);
   check<double>("double", "Gaussian, empirical part", DiagonalGaussian{2, true}, 0, part);
   check<float>("float", "categoricals, closed form", Categoricals({3, 2}, false), 0, closed_form);
   check<double>("double", "Bernoulli, Fourier features", Bernoulli{4}, 20, {});
   check<float>("float", "linear Gaussian", DiagonalGaussian{3, false}, 0, {}, {});
+  check<double>("double", "Gaussian, adaptive, warm, with metric", DiagonalGaussian{2, false}, 0,
+                adaptive);
+  check<float>("float", "categoricals, damped by trace", Categoricals({3, 2}, false), 0, by_trace);
   check<float>("float", "two actions", Categoricals({2}, true), 0, {}, {64, 64});
   return failures == 0 ? 0 : 1;
 }

@@ -1,0 +1,177 @@
+"""How much damping, chosen how, and when to stop solving: what does it do to learning?
+
+    python benchmarks/damping_study.py [--seeds 5] [--steps 1.0] [--output FILE]
+    python benchmarks/damping_study.py --damping fixed-0.1 adaptive-0.1 --stopping ten three
+
+Trains TRPO with every damping times every stopping rule, task by task and seed by seed, so that a
+study that is ended early is an even one. The return of a run is the mean over the episodes that
+finished in its last fifth. The table has interquartile means over the seeds (Agarwal et al. 2021)
+and the 95 % interval of 2000 bootstrap samples, the Fisher products of an update and the median
+damping. Over all tasks, the return is counted from that of the first update, in units of what the
+first damping and stopping rule given gained; samples are drawn within tasks.
+
+The output is a CSV with a row for each run; rows that it holds already are not run again.
+"""
+
+import argparse
+import csv
+import itertools
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+import natgrad
+
+TASKS = {
+    "CartPole-v1": 60_000,
+    "Pendulum-v1": 100_000,
+    "Hopper-v5": 300_000,
+    "HalfCheetah-v5": 300_000,
+}
+DAMPING: dict[str, dict[str, Any]] = {
+    "fixed-0.1": {"damping": 0.1},
+    "fixed-0.01": {"damping": 0.01},
+    # The mean of F's diagonal is 0.02 to 0.04 on the MuJoCo tasks: 3 of it are 0.1.
+    "trace-3": {"damping_mode": "trace", "damping": 3.0},
+    "trace-0.3": {"damping_mode": "trace", "damping": 0.3},
+    "adaptive-0.1": {"damping_mode": "adaptive", "damping": 0.1},
+    "adaptive-0.1-floor-0.02": {
+        "damping_mode": "adaptive",
+        "damping": 0.1,
+        "damping_min": 0.02,
+    },
+}
+STOPPING: dict[str, dict[str, Any]] = {
+    "ten": {"cg_iterations": 10},
+    "three": {"cg_iterations": 3},
+    "residual-0.1": {"cg_iterations": 30, "cg_rtol": 0.1},
+    "progress-0.01": {"cg_iterations": 30, "cg_progress_tolerance": 0.01},
+    "ten-warm": {"cg_iterations": 10, "warm_start": True},
+    "five-warm": {"cg_iterations": 5, "warm_start": True},
+}
+COLUMNS = [
+    "task", "damping", "stopping", "seed", "steps", "initial", "final", "products", "damping_used",
+    "accepted", "seconds",
+]  # fmt: skip
+Row = dict[str, Any]
+
+
+def train(task: str, steps: int, options: dict[str, Any], seed: int) -> Row:
+    """One run: where it began, where it ended, and what its solves were like."""
+    returns: list[tuple[int, float]] = []  # steps so far, return of an episode
+    logs: list[dict[str, Any]] = []
+
+    def note(agent: natgrad.Agent, log: Any) -> None:
+        returns.extend((agent.num_timesteps, e.total_reward) for e in agent.last_episodes)
+        logs.append(dict(log))
+
+    agent = natgrad.TRPO(task, seed=seed, **options)
+    agent.learn(steps, callback=note)
+    seconds = agent.training_seconds
+    agent.close()
+    first = returns[0][0]
+    late = agent.num_timesteps * 4 // 5
+    return {
+        "initial": round(statistics.mean(r for t, r in returns if t == first), 2),
+        "final": round(statistics.mean(r for t, r in returns if t > late), 2),
+        "products": round(statistics.mean(log["train/cg_products"] for log in logs), 2),
+        "damping_used": float(f"{statistics.median(log['train/damping'] for log in logs):.3g}"),
+        "accepted": round(statistics.mean(log["train/is_line_search_success"] for log in logs), 3),
+        "seconds": round(seconds, 1),
+    }
+
+
+def interquartile_mean(values: NDArray[Any]) -> NDArray[Any]:
+    """Mean of the middle half along the last axis, its ends counted in part."""
+    n = values.shape[-1]
+    below = np.arange(n)
+    share = np.clip(0.75 * n - below, 0, 1) - np.clip(0.25 * n - below, 0, 1)
+    middle: NDArray[Any] = np.sort(values, axis=-1) @ share / share.sum()
+    return middle
+
+
+def with_interval(tasks: list[NDArray[Any]]) -> tuple[float, float, float]:
+    """Interquartile mean of the runs (one array a task) and its 95 % bootstrap interval."""
+    rng = np.random.default_rng(0)
+    samples = np.concatenate(
+        [values[rng.integers(0, len(values), (2000, len(values)))] for values in tasks], axis=1
+    )
+    low, high = np.quantile(interquartile_mean(samples), [0.025, 0.975])
+    return float(interquartile_mean(np.concatenate(tasks))), float(low), float(high)
+
+
+def summarise(rows: list[Row], settings: list[tuple[str, str]]) -> None:
+    """A table for each task, then one over all."""
+
+    def of(task: str, setting: tuple[str, str], column: str) -> NDArray[Any]:
+        mine = [row for row in rows if (row["task"], row["damping"], row["stopping"])
+                == (task, *setting)]  # fmt: skip
+        return np.array([float(row[column]) for row in mine])
+
+    def line(setting: tuple[str, str], returns: list[NDArray[Any]], *columns: float) -> None:
+        middle, low, high = with_interval(returns)
+        name = f"{setting[0]}, {setting[1]}"
+        print(f"  {name:40}{middle:10.4g}  {low:9.4g} to {high:9.4g}", end="")
+        print("".join(f"{value:10.3g}" for value in columns))
+
+    tasks = [task for task in TASKS if len(of(task, settings[0], "final"))]
+    for task in tasks:
+        print(f"{task}, {len(of(task, settings[0], 'final'))} seeds")
+        print(f"  {'':40}{'return':>10}  {'95 %':>22}{'products':>10}{'damping':>10}")
+        for setting in settings:
+            if len(final := of(task, setting, "final")):
+                columns = (of(task, setting, c).mean() for c in ("products", "damping_used"))
+                line(setting, [final], *columns)
+    print(f"all tasks, in units of what {', '.join(settings[0])} gained")
+    for setting in settings:
+        if all(len(of(task, setting, "final")) for task in tasks):
+            scores = []
+            for task in tasks:
+                start = of(task, settings[0], "initial").mean()
+                unit = interquartile_mean(of(task, settings[0], "final")) - start
+                scores.append((of(task, setting, "final") - start) / unit)
+            line(setting, scores)
+
+
+def main() -> None:
+    """Runs what is not in the output yet, then prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=float, default=1.0, help="part of the full length of a run")
+    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--damping", nargs="+", choices=DAMPING, default=list(DAMPING))
+    parser.add_argument("--stopping", nargs="+", choices=STOPPING, default=list(STOPPING))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/damping_study.csv"))
+    options = parser.parse_args()
+    rows: list[Row] = []
+    if options.output.exists():
+        with options.output.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    done = {(r["task"], r["damping"], r["stopping"], int(r["seed"]), int(r["steps"])) for r in rows}
+    settings = list(itertools.product(options.damping, options.stopping))
+    todo = [
+        run
+        for seed in range(options.seeds)
+        for task in options.task
+        for setting in settings
+        if (run := (task, *setting, seed, int(TASKS[task] * options.steps))) not in done
+    ]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    for run in tqdm(todo, unit="run", disable=None):
+        task, damping, stopping, seed, steps = run
+        row = train(task, steps, {**DAMPING[damping], **STOPPING[stopping]}, seed)
+        rows.append({**dict(zip(COLUMNS, run, strict=False)), **row})
+        with options.output.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+    lengths = {task: str(int(TASKS[task] * options.steps)) for task in options.task}
+    summarise([r for r in rows if str(r["steps"]) == lengths.get(r["task"])], settings)
+
+
+if __name__ == "__main__":
+    main()

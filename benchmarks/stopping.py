@@ -1,0 +1,89 @@
+"""Where do stopping rules end a solve, and how far off is it there?
+
+    python benchmarks/stopping.py [--task HalfCheetah-v5 ...] [--steps 60000] [--damping 0.1 0.01]
+
+Trains TRPO for some steps and takes the system of its next update: F, g. Prints, against a dense
+solve, the error in the (F + damping I)-norm after so many products beside the relative residual,
+then for the relative-progress test the products until it ends and the error there, over its
+tolerance and its window.
+"""
+
+import argparse
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import natgrad
+
+PRODUCTS = (1, 2, 3, 5, 7, 10, 15, 20, 30)
+TOLERANCES = (5e-4, 2e-3, 5e-3, 1e-2, 2e-2)
+WINDOWS = (1, 2, 3, 5, 10)
+
+
+def system(task: str, steps: int) -> tuple[natgrad.Fisher, NDArray[Any]]:
+    """F and g of the update after so many steps."""
+    agent = natgrad.TRPO(task, seed=0)
+    if steps:
+        agent.learn(steps)
+    rollout = natgrad.collect(
+        agent.policy, agent._environments, agent.config.batch_size, natgrad.Rng(1)
+    )
+    advantages, _ = agent._advantages(rollout)
+    advantages = ((advantages - advantages.mean()) / advantages.std()).ravel()
+    observations, actions = rollout.observations[:-1, 0], rollout.actions[:, 0]
+    agent.close()
+    score = agent.policy.score(observations, actions, advantages)
+    return natgrad.Fisher(agent.policy, observations), np.asarray(score, float)
+
+
+def distance(x: NDArray[Any], exact: NDArray[Any], matrix: NDArray[Any]) -> float:
+    """Relative error of x in the norm of the matrix."""
+    e = x - exact
+    return float(np.sqrt((e @ matrix @ e) / (exact @ matrix @ exact)))
+
+
+def main() -> None:
+    """Prints both tables for every task and damping."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument(
+        "--task", nargs="+", default=["CartPole-v1", "Pendulum-v1", "Hopper-v5", "HalfCheetah-v5"]
+    )
+    parser.add_argument("--steps", type=int, default=60_000)
+    parser.add_argument("--damping", type=float, nargs="+", default=[0.1, 0.01])
+    options = parser.parse_args()
+    for task in options.task:
+        fisher, gradient = system(task, options.steps)
+        dense = fisher.to_dense()
+        size, trace = len(dense), float(np.trace(dense))
+        print(f"{task} after {options.steps} steps: P = {size}, tr(F)/P = {trace / size:.4f}")
+        print(f"  estimate of tr(F): {100 * (fisher.trace() / trace - 1):+.2f} %")
+        for damping in options.damping:
+            matrix = dense + damping * np.eye(size)
+            exact = np.linalg.solve(matrix, gradient)
+
+            print(f"  damping {damping}: products, error, relative residual")
+            for products in PRODUCTS:
+                r = natgrad.conjugate_gradient(
+                    fisher, gradient, damping=damping, max_iterations=products
+                )
+                residual = r.residual_norm / np.linalg.norm(gradient)
+                print(f"    {products:4}{distance(r.x, exact, matrix):9.3f}{residual:9.3f}")
+            print("    window, then for tolerances", *TOLERANCES, ": products (error)")
+            for window in WINDOWS:
+                print(f"    {window:4}", end="")
+                for tolerance in TOLERANCES:
+                    r = natgrad.conjugate_gradient(
+                        fisher,
+                        gradient,
+                        damping=damping,
+                        max_iterations=300,
+                        progress_tolerance=tolerance,
+                        progress_window=window,
+                    )
+                    print(f"{r.iterations:6} ({distance(r.x, exact, matrix):.2f})", end="")
+                print()
+
+
+if __name__ == "__main__":
+    main()
