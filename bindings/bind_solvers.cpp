@@ -10,11 +10,6 @@
 namespace natgrad::bindings {
 namespace {
 
-struct CgResult {
-  py::array_t<double> x;
-  CgSummary summary;
-};
-
 const char* name_of(CgStatus status) {
   switch (status) {
     case CgStatus::CONVERGED:
@@ -54,8 +49,7 @@ CgResult solve(py::handle a, py::handle given_b, py::handle given_x0, double dam
   options.atol = non_negative(atol, "atol");
   options.max_iterations = at_least(max_iterations, 1, "max_iterations");
   options.residual_replacement = at_least(residual_replacement, 0, "residual_replacement");
-  CgResult result;
-  result.x = py::array_t<double>(n);
+  CgResult result{py::array_t<double>(n), {}, Solver::conjugate_gradient};
   double* x = result.x.mutable_data();
   if (given_x0.is_none()) {
     std::fill_n(x, n, 0.0);
@@ -121,6 +115,9 @@ void bind_solvers(py::module_& m) {
   py::class_<CgResult>(m, "CgResult", py::is_final(),
                        "The solution of a linear system, and how it was reached.")
       .def_property_readonly(
+          "solver", [](const CgResult& r) { return name_of(r.solver); },
+          "'cg', or a direct form of `Fisher.solve`: 'kronecker', 'dense' or 'sample'.")
+      .def_property_readonly(
           "x", [](const CgResult& r) { return r.x; }, "(n,) float64.")
       .def_property_readonly(
           "status", [](const CgResult& r) { return r.summary.status; }, "Why it stopped.")
@@ -129,10 +126,10 @@ void bind_solvers(py::module_& m) {
           "Iterations, one product each.")
       .def_property_readonly(
           "residual_norm", [](const CgResult& r) { return r.summary.residual_norm; },
-          "||b - (A + damping I) x||, from the recurrence.")
+          "||b - (A + damping I) x||: from the recurrence, or of a direct form measured.")
       .def_property_readonly(
           "quadratic_form", [](const CgResult& r) { return r.summary.quadratic_form; },
-          "x'Ax without damping, from the recurrence.")
+          "x'Ax without damping.")
       .def_property_readonly(
           "message", [](const CgResult& r) { return message_of(r.summary); },
           "A sentence with the numbers.")

@@ -83,14 +83,14 @@ py::dict timings_of(const UpdateReport& r) {
 
 py::dict report_dict(const UpdateReport& r) {
   using namespace py::literals;
-  py::dict all("status"_a = status_name(r.status), "message"_a = std::string(r.message.data()),
-               "kl"_a = r.kl, "improvement"_a = r.improvement,
-               "expected_improvement"_a = r.expected_improvement,
-               "step_fraction"_a = r.step_fraction, "backtracks"_a = r.backtracks,
-               "surrogate"_a = r.surrogate, "entropy"_a = r.entropy,
-               "gradient_norm"_a = r.gradient_norm, "step_norm"_a = r.step_norm,
-               "preconditioner"_a = name_of(r.preconditioner), "cg_iterations"_a = r.cg.iterations,
-               "cg_relative_residual"_a = r.cg.relative_residual());
+  py::dict all(
+      "status"_a = status_name(r.status), "message"_a = std::string(r.message.data()),
+      "kl"_a = r.kl, "improvement"_a = r.improvement,
+      "expected_improvement"_a = r.expected_improvement, "step_fraction"_a = r.step_fraction,
+      "backtracks"_a = r.backtracks, "surrogate"_a = r.surrogate, "entropy"_a = r.entropy,
+      "gradient_norm"_a = r.gradient_norm, "step_norm"_a = r.step_norm,
+      "solver"_a = name_of(r.solver), "preconditioner"_a = name_of(r.preconditioner),
+      "cg_iterations"_a = r.cg.iterations, "cg_relative_residual"_a = r.cg.relative_residual());
   for (const auto& [name, seconds] : timings_of(r)) {
     all[("seconds_" + name.cast<std::string>()).c_str()] = seconds;
   }
@@ -145,8 +145,11 @@ void bind_update(py::module_& m) {
                     "Mean entropy of the old policy over the batch, in nats.")
       .def_readonly("cg", &UpdateReport::cg, "The linear solve.")
       .def_property_readonly(
+          "solver", [](const UpdateReport& r) { return name_of(r.solver); },
+          "What solved: 'cg', or a direct form, 'kronecker', 'dense' or 'sample'.")
+      .def_property_readonly(
           "preconditioner", [](const UpdateReport& r) { return name_of(r.preconditioner); },
-          "The one in use; none where it could not be built or the closed form served.")
+          "The one in use; none where it could not be built or a direct form served.")
       .def_property_readonly(
           "timings", &timings_of,
           "Seconds: forward, gradient, solve, precondition (of the solve: building "
@@ -186,6 +189,10 @@ kfac_every : int >= 1
     Kronecker factors are averaged over every so-manieth observation.
 nystrom_rank : int >= 1
     Products that the Nystrom preconditioner is built from; at most P.
+solver : {'auto', 'cg', 'direct', 'kronecker', 'dense', 'sample'}
+    By conjugate gradients, or without iterations: in a form of `Fisher.solve`, or in the fastest
+    ('direct'). 'auto' takes what a cost model says is faster than cg_iterations products. Conjugate
+    gradients take over where there is no such form or rounding forbids it; `report.solver` tells.
 
 Call it as update(policy, batch) with a `Batch`; returns an UpdateReport. Transactional: parameters
 change only if the status is ACCEPTED. Bad arrays raise ValueError or TypeError before anything
@@ -194,7 +201,8 @@ nothing is allocated. One object serves one call at a time.)")
       .def(py::init([](double max_kl, double damping, int cg_iterations, double cg_rtol,
                        std::optional<LineSearchOptions> line_search, bool normalize_advantages,
                        const std::string& fisher, double curvature_fraction, bool damped_step,
-                       const std::string& preconditioner, Index kfac_every, Index nystrom_rank) {
+                       const std::string& preconditioner, Index kfac_every, Index nystrom_rank,
+                       const std::string& solver) {
              TrustRegionOptions options;
              options.max_kl = positive(max_kl, "max_kl");
              options.damping = non_negative(damping, "damping");
@@ -208,6 +216,7 @@ nothing is allocated. One object serves one call at a time.)")
              options.preconditioner = preconditioner_named(preconditioner);
              options.kfac.every = size_of(kfac_every, "kfac_every");
              options.nystrom_rank = size_of(nystrom_rank, "nystrom_rank");
+             options.solver = solver_named(solver, true);
              return std::make_unique<PyTrustRegionUpdate>(options);
            }),
            py::arg("max_kl") = defaults.max_kl, py::arg("damping") = defaults.damping,
@@ -217,7 +226,7 @@ nothing is allocated. One object serves one call at a time.)")
            py::arg("fisher") = "exact", py::arg("curvature_fraction") = defaults.curvature_fraction,
            py::arg("damped_step") = defaults.damped_step, py::arg("preconditioner") = "none",
            py::arg("kfac_every") = defaults.kfac.every,
-           py::arg("nystrom_rank") = defaults.nystrom_rank)
+           py::arg("nystrom_rank") = defaults.nystrom_rank, py::arg("solver") = "auto")
       .def("__call__", &run_update<PyTrustRegionUpdate>, py::arg("policy"), py::arg("batch"));
 
   const PolicyGradientOptions plain;

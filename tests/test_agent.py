@@ -101,6 +101,7 @@ CHANGES = {  # option: another value, and options without which it would mean no
     "damping": (1.0, {}),
     "cg_iterations": (1, {}),
     "cg_rtol": (0.9, {}),
+    "solver": ("direct", {"hidden": (4,)}),
     "fisher": ("empirical", {}),
     "curvature_fraction": (0.2, {}),
     "line_search_shrink": (0.3, WITH_BACKTRACKING),

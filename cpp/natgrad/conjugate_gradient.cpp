@@ -137,4 +137,19 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
   return summary;
 }
 
+CgSummary summarize_solution(const double* b, const double* x, const double* ax, double damping,
+                             Index n) {
+  CgSummary summary;
+  summary.rhs_norm = norm(b, n, dot(b, b, n));
+  if (summary.rhs_norm == 0) return summary;
+  summary.quadratic_form = dot(x, ax, n);
+  summary.curvature = summary.quadratic_form + damping * dot(x, x, n);
+  summary.status = summary.curvature > 0 ? CgStatus::CONVERGED : CgStatus::INDEFINITE;
+  summary.residual_norm = std::sqrt(sum(n, [=](Index i) {
+    const double residual = b[i] - (ax[i] + damping * x[i]);
+    return residual * residual;
+  }));
+  return summary;
+}
+
 }  // namespace natgrad

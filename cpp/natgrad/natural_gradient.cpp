@@ -165,32 +165,30 @@ UpdateReport TrustRegionUpdate<T>::operator()(Policy<T>& policy, const Batch<T>&
   return finish();
 }
 
-// In closed form where there is one and it is faster; then without iterations. What is left of the
-// residual is rounding, or lies in the null space of F.
+// Directly where that is asked for or faster; then without iterations. What is left of the residual is
+// rounding, or lies in the null space of F.
 template <class T>
 void TrustRegionUpdate<T>::solve(double* x, UpdateReport* report) {
   const Index n = gradient_.size();
   const double* g = gradient_.data();
+  const Solver form = fisher_.choose(options_.solver, options_.damping, options_.cg_iterations);
+  if (form != Solver::conjugate_gradient) {
+    cg_.q.resize(n);
+    double* fx = cg_.q.data();
+    if (fisher_.solve(form, g, options_.damping, x, fx)) {
+      report->solver = form;
+      report->cg = summarize_solution(g, x, fx, options_.damping, n);
+      return;
+    }
+  }
   const auto product = [&](const double* v, double* out) {
     fisher_.product(v, out, options_.cg_iterations);
   };
-  CgSummary& summary = report->cg;
-  if (fisher_.solve(g, options_.damping, options_.cg_iterations, x)) {
-    cg_.q.resize(n);
-    double* residual = cg_.q.data();
-    summary.status = CgStatus::CONVERGED;
-    summary.rhs_norm = std::sqrt(dot(g, g, n));
-    product(x, residual);
-    summary.quadratic_form = dot(x, residual, n);
-    summary.curvature = summary.quadratic_form + options_.damping * dot(x, x, n);
-    for (Index i = 0; i < n; ++i) residual[i] = g[i] - residual[i] - options_.damping * x[i];
-    summary.residual_norm = std::sqrt(dot(residual, residual, n));
-    return;
-  }
   CgOptions cg;
   cg.damping = options_.damping;
   cg.rtol = options_.cg_rtol;
   cg.max_iterations = options_.cg_iterations;
+  CgSummary& summary = report->cg;
   Stopwatch watch;
   Preconditioner* const m = precondition();
   report->timings.precondition = watch.lap();

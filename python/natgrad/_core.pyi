@@ -12,6 +12,7 @@ Doubles: TypeAlias = NDArray[np.float64]
 Activation: TypeAlias = Literal["tanh", "relu", "elu", "silu", "gelu", "identity"]
 Initialization: TypeAlias = Literal["orthogonal", "scaled"]
 DTypeName: TypeAlias = Literal["float32", "float64"]
+SolverName: TypeAlias = Literal["cg", "kronecker", "dense", "sample"]
 
 __version__: str
 
@@ -221,6 +222,12 @@ class Fisher:
     def __matmul__(self, v: ArrayLike) -> Doubles: ...
     def to_dense(self) -> Doubles: ...
     def diagonal(self) -> Doubles: ...
+    def solve(
+        self,
+        b: ArrayLike,
+        damping: float = 0.0,
+        solver: Literal["direct", "kronecker", "dense", "sample"] = "direct",
+    ) -> CgResult: ...
 
 class Preconditioner:
     @property
@@ -252,6 +259,8 @@ class CgResult:
     def x(self) -> Doubles: ...
     @property
     def status(self) -> CgStatus: ...
+    @property
+    def solver(self) -> SolverName: ...
     @property
     def iterations(self) -> int: ...
     @property
@@ -358,6 +367,8 @@ class UpdateReport:
     @property
     def cg(self) -> CgReport: ...
     @property
+    def solver(self) -> SolverName: ...
+    @property
     def preconditioner(self) -> Literal["none", "kfac", "diagonal", "nystrom"]: ...
     @property
     def timings(self) -> dict[str, float]: ...
@@ -388,6 +399,7 @@ class TrustRegionUpdate:
         preconditioner: Literal["none", "kfac", "diagonal", "nystrom"] = "none",
         kfac_every: int = 2,
         nystrom_rank: int = 20,
+        solver: Literal["auto", "cg", "direct", "kronecker", "dense", "sample"] = "auto",
     ) -> None: ...
     def __call__(self, policy: Policy, batch: BatchLike) -> UpdateReport: ...
 

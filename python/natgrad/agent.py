@@ -656,6 +656,7 @@ def _trust_region_update(config: NPGConfig, line_search: _core.LineSearch | None
         damping=config.damping,
         cg_iterations=config.cg_iterations,
         cg_rtol=config.cg_rtol,
+        solver=config.solver,
         line_search=line_search,
         normalize_advantages=True,
         fisher=config.fisher,
