@@ -73,6 +73,22 @@ Raises ValueError or TypeError for bad arrays or options.)")
       .def("trace", &PyFisher::trace,
            "tr F from one reverse pass (eq. 33). Random but fixed signs make each row's trace\n"
            "unbiased; exact for two actions, one mean, and the empirical kind.")
+      .def("solve", &PyFisher::solve, py::arg("b"), py::arg("damping") = 0.0,
+           py::arg("solver") = "direct",
+           R"(Solves (F + damping I) x = b without iterations.
+
+b : (P,)
+damping : float >= 0
+    On top of that of F.
+solver : {'direct', 'kronecker', 'dense', 'sample'}
+    'kronecker' has linear Gaussian policies with an exact F (eq. 20). 'dense' assembles F and takes its
+    Cholesky factor, for P <= 4096; without damping its eigenvalues, for P <= 512. 'sample' works
+    with the Gram matrix of scores (eq. 28, 29), for damping > 0 and rank x N <= 4096. 'direct' is the one
+    that a cost model says is fastest.
+
+Without damping x is the shortest least-squares solution. Returns a CgResult: CONVERGED after 0
+iterations with the residual measured, or INDEFINITE and x = 0 where the damping does not stand out
+of rounding. Raises ValueError or TypeError for a bad b or option, or a form that F does not have.)")
       .def("__repr__", [](const PyFisher& self) {
         return "<Fisher " + std::to_string(self.size()) + " x " + std::to_string(self.size()) + ">";
       });

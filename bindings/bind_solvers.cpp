@@ -10,11 +10,6 @@
 namespace natgrad::bindings {
 namespace {
 
-struct CgResult {
-  py::array_t<double> x;
-  CgSummary summary;
-};
-
 const char* name_of(CgStatus status) {
   switch (status) {
     case CgStatus::CONVERGED:
@@ -59,8 +54,7 @@ CgResult solve(py::handle a, py::handle given_b, py::handle given_x0, double dam
   options.progress_tolerance = non_negative(progress_tolerance, "progress_tolerance");
   options.progress_window = at_least(progress_window, 1, "progress_window");
   options.scale_start = scale_x0;
-  CgResult result;
-  result.x = py::array_t<double>(n);
+  CgResult result{py::array_t<double>(n), {}, Solver::conjugate_gradient};
   double* x = result.x.mutable_data();
   if (given_x0.is_none()) {
     std::fill_n(x, n, 0.0);
@@ -128,6 +122,9 @@ void bind_solvers(py::module_& m) {
   py::class_<CgResult>(m, "CgResult", py::is_final(),
                        "The solution of a linear system, and how it was reached.")
       .def_property_readonly(
+          "solver", [](const CgResult& r) { return name_of(r.solver); },
+          "'cg', or a direct form of `Fisher.solve`: 'kronecker', 'dense' or 'sample'.")
+      .def_property_readonly(
           "x", [](const CgResult& r) { return r.x; }, "(n,) float64.")
       .def_property_readonly(
           "status", [](const CgResult& r) { return r.summary.status; }, "Why it stopped.")
@@ -139,10 +136,10 @@ void bind_solvers(py::module_& m) {
           "Products with A: iterations, exact residuals, and one for a start that is not 0.")
       .def_property_readonly(
           "residual_norm", [](const CgResult& r) { return r.summary.residual_norm; },
-          "||b - (A + damping I) x||, from the recurrence.")
+          "||b - (A + damping I) x||: from the recurrence, or of a direct form measured.")
       .def_property_readonly(
           "quadratic_form", [](const CgResult& r) { return r.summary.quadratic_form; },
-          "x'Ax without damping, from the recurrence.")
+          "x'Ax without damping.")
       .def_property_readonly(
           "model_value", [](const CgResult& r) { return r.summary.model_value; },
           "phi(x) = 1/2 x'(A + damping I)x - b'x, from the recurrence (eq. 31).")

@@ -18,6 +18,7 @@ PreconditionerKind preconditioner_named(const std::string& name) {
   wrong_value("preconditioner", "want none, kfac, diagonal or nystrom, got '" + name + "'");
 }
 
+using bindings::name_of;  // of a Solver
 const char* name_of(PreconditionerKind kind) {
   switch (kind) {
     case PreconditionerKind::none:
@@ -125,9 +126,9 @@ py::dict report_dict(const UpdateReport& r) {
       "backtracks"_a = r.backtracks, "surrogate"_a = r.surrogate, "entropy"_a = r.entropy,
       "gradient_norm"_a = r.gradient_norm, "step_norm"_a = r.step_norm, "damping"_a = r.damping,
       "reduction_ratio"_a = r.reduction_ratio, "cg_status"_a = py::cast(r.cg.status).attr("name"),
-      "preconditioner"_a = name_of(r.preconditioner), "cg_iterations"_a = r.cg.iterations,
-      "cg_products"_a = r.cg.products, "cg_relative_residual"_a = r.cg.relative_residual(),
-      "cg_model_value"_a = r.cg.model_value);
+      "solver"_a = name_of(r.solver), "preconditioner"_a = name_of(r.preconditioner),
+      "cg_iterations"_a = r.cg.iterations, "cg_products"_a = r.cg.products,
+      "cg_relative_residual"_a = r.cg.relative_residual(), "cg_model_value"_a = r.cg.model_value);
   for (const auto& [name, seconds] : timings_of(r)) {
     all[("seconds_" + name.cast<std::string>()).c_str()] = seconds;
   }
@@ -192,8 +193,11 @@ void bind_update(py::module_& m) {
           "What the models were worth at the full step (eq. 35); 0 if it was not evaluated.")
       .def_readonly("cg", &UpdateReport::cg, "The linear solve.")
       .def_property_readonly(
+          "solver", [](const UpdateReport& r) { return name_of(r.solver); },
+          "What solved: 'cg', or a direct form, 'kronecker', 'dense' or 'sample'.")
+      .def_property_readonly(
           "preconditioner", [](const UpdateReport& r) { return name_of(r.preconditioner); },
-          "The one in use; none where it could not be built or the closed form served.")
+          "The one in use; none where it could not be built or a direct form served.")
       .def_property_readonly(
           "timings", &timings_of,
           "Seconds: forward, gradient, solve, precondition (of the solve: building "
@@ -250,6 +254,10 @@ damping_min, damping_max : float, 0 < damping_min <= damping_max
 damping_metric : (P,) array, values > 0, optional
     The diagonal of D; ones by default. Steps map onto each other under theta_i = a_i psi_i if D is
     transported, D_psi = a^2 D_theta (eq. 34). Not with damping_mode 'trace' or a preconditioner.
+solver : {'auto', 'cg', 'direct', 'kronecker', 'dense', 'sample'}
+    By conjugate gradients, or without iterations: in a form of `Fisher.solve`, or in the fastest
+    ('direct'). 'auto' takes what a cost model says is faster than cg_iterations products. Conjugate
+    gradients take over where there is no such form or rounding forbids it; `report.solver` tells.
 
 Call it as update(policy, batch) with a `Batch`; returns an UpdateReport. Transactional: parameters
 change only if the status is ACCEPTED. Bad arrays raise ValueError or TypeError before anything
@@ -262,7 +270,7 @@ an adaptive damping and the step of a warm start, is `state`.)")
                        const std::string& preconditioner, Index kfac_every, Index nystrom_rank,
                        double cg_progress_tolerance, int cg_progress_window, bool warm_start,
                        const std::string& damping_mode, double damping_min, double damping_max,
-                       py::handle damping_metric) {
+                       py::handle damping_metric, const std::string& solver) {
              TrustRegionOptions options;
              options.max_kl = positive(max_kl, "max_kl");
              options.damping = non_negative(damping, "damping");
@@ -299,6 +307,7 @@ an adaptive damping and the step of a warm start, is `state`.)")
                wrong_value("damping_metric", "want preconditioner none with it, got '" +
                                                  preconditioner + "': the metric is one");
              }
+             options.solver = solver_named(solver, true);
              return std::make_unique<PyTrustRegionUpdate>(options);
            }),
            py::arg("max_kl") = defaults.max_kl, py::arg("damping") = defaults.damping,
@@ -314,7 +323,7 @@ an adaptive damping and the step of a warm start, is `state`.)")
            py::arg("warm_start") = defaults.warm_start, py::arg("damping_mode") = "fixed",
            py::arg("damping_min") = defaults.damping_rule.low,
            py::arg("damping_max") = defaults.damping_rule.high,
-           py::arg("damping_metric") = py::none())
+           py::arg("damping_metric") = py::none(), py::arg("solver") = "auto")
       .def_property(
           "state", &PyTrustRegionUpdate::state, &PyTrustRegionUpdate::set_state,
           "float64 vector; save it and assign it to go on where an update stopped. Empty\n"

@@ -10,9 +10,9 @@ PYBIND11_MODULE(_core, m) {
   bind_distribution(m);
   bind_policy(m);
   bind_value_function(m);
+  bind_solvers(m);
   bind_fisher(m);
   bind_preconditioners(m);
-  bind_solvers(m);
   bind_update(m);
   bind_advantage(m);
   bind_machine(m);

@@ -4,9 +4,33 @@
 #include <mutex>
 
 #include "models.hpp"
+#include "natgrad/conjugate_gradient.hpp"
 #include "natgrad/fisher.hpp"
 
 namespace natgrad::bindings {
+
+struct CgResult {
+  py::array_t<double> x;
+  CgSummary summary;
+  Solver solver;
+};
+
+inline constexpr const char* kSolverNames[] = {"auto",      "direct", "cg",
+                                               "kronecker", "dense",  "sample"};
+
+inline const char* name_of(Solver solver) {
+  return kSolverNames[static_cast<int>(solver)];
+}
+
+inline Solver solver_named(const std::string& name, bool iterative) {
+  for (int i = 0; i < 6; ++i) {
+    const auto solver = static_cast<Solver>(i);
+    const bool direct = solver != Solver::automatic && solver != Solver::conjugate_gradient;
+    if ((iterative || direct) && name == kSolverNames[i]) return solver;
+  }
+  wrong_value("solver", std::string("want ") + (iterative ? "auto, cg, " : "") +
+                            "direct, kronecker, dense or sample; got '" + name + "'");
+}
 
 inline FisherKind fisher_kind_named(const std::string& kind, const std::string& name) {
   if (kind == "exact") return FisherKind::exact;
@@ -151,6 +175,32 @@ class PyFisher : public ZeroedUntilConstructed {
       }
     }
     return py::array_t<double>(py::object(out.attr("T")));
+  }
+
+  CgResult solve(py::handle given, double more_damping, const std::string& name) {
+    const auto b = vector_of<double>(given, "b", size());
+    non_negative(more_damping, "damping");
+    CgResult result{py::array_t<double>(size()), {}, solver_named(name, false)};
+    double* x = result.x.mutable_data();
+    visit([&](auto& t) {
+      result.solver = t.fisher.choose(result.solver, more_damping, 0);
+      if (result.solver == Solver::conjugate_gradient) {
+        wrong_value("solver", "want a form that this matrix has, see Fisher.solve; got '" + name +
+                                  "' for P = " + std::to_string(t.fisher.size()));
+      }
+      const py::gil_scoped_release release;  // plain memory from here on
+      const std::lock_guard lock(mutex_);
+      const Index n = t.fisher.size();
+      Buffer<double> fx(n);
+      const bool solved = t.fisher.solve(result.solver, b.data(), more_damping, x, fx.data());
+      if (!solved) {
+        std::fill_n(x, n, 0.0);
+        fx.fill_zero();
+      }
+      for (Index i = 0; i < n; ++i) fx[i] += t.fisher.damping * x[i];
+      result.summary = summarize_solution(b.data(), x, fx.data(), more_damping, n);
+    });
+    return result;
   }
 
   py::array_t<double> to_dense() {

@@ -24,9 +24,9 @@ CPP_FLOORS = [
         "parallel",
         "random",
     },
-    {"network", "distribution"},
+    {"network", "distribution", "cholesky"},
     {"policy"},
-    {"value_function", "linear_gaussian"},
+    {"value_function", "linear_gaussian", "direct_solver"},
     {"fisher"},
     # the solver tower knows no policy, see CPP_TOWER
     {"conjugate_gradient", "preconditioner", "line_search", "adam", "advantage"},
@@ -37,6 +37,7 @@ CPP_FLOORS = [
 CPP_TOWER = {
     "conjugate_gradient": {"types"},
     "preconditioner": {"types", "random"},
+    "cholesky": {"types", "kernels/kernels", "parallel"},
     "line_search": {"types"},
     "adam": {"types"},
     "advantage": {"types"},

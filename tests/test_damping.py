@@ -254,7 +254,7 @@ def test_a_warm_start_saves_products_where_batches_are_alike():
     for warm in (False, True):
         p = make_problem("gaussian", count=60)
         update = core.TrustRegionUpdate(
-            warm_start=warm, cg_rtol=0.02, cg_iterations=50, max_kl=1e-5
+            warm_start=warm, cg_rtol=0.02, cg_iterations=50, max_kl=1e-5, solver="cg"
         )
         reports = [update(p.core, p.batch) for _ in range(3)]
         assert all(report.cg.status == core.CgStatus.CONVERGED for report in reports)
@@ -297,6 +297,7 @@ def test_the_step_of_a_failed_update_is_not_started_from():
 def test_all_of_it_works_with_a_preconditioner(preconditioner):
     p = make_problem("gaussian", count=60)
     options = {"preconditioner": preconditioner, "warm_start": True, "damping_mode": "adaptive"}
+    options["solver"] = "cg"
     damping, warm = 0.1, False
     for report, batch, theta in run(p, 5, cg_iterations=200, cg_rtol=1e-9, **options):
         assert report.preconditioner == preconditioner

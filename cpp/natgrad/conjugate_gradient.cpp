@@ -173,6 +173,24 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
   return summary;
 }
 
+CgSummary summarize_solution(const double* b, const double* x, const double* ax, double damping,
+                             Index n) {
+  CgSummary summary;
+  summary.rhs_norm = norm(b, n, dot(b, b, n));
+  if (summary.rhs_norm == 0) return summary;
+  summary.quadratic_form = dot(x, ax, n);
+  summary.squared_norm = dot(x, x, n);
+  summary.curvature = summary.quadratic_form + damping * summary.squared_norm;
+  summary.model_value = 0.5 * summary.curvature - dot(b, x, n);
+  summary.products = 1;
+  summary.status = summary.curvature > 0 ? CgStatus::CONVERGED : CgStatus::INDEFINITE;
+  summary.residual_norm = std::sqrt(sum(n, [=](Index i) {
+    const double residual = b[i] - (ax[i] + damping * x[i]);
+    return residual * residual;
+  }));
+  return summary;
+}
+
 double LevenbergMarquardt::operator()(double damping, double ratio) const {
   if (!(ratio > 0.25)) return std::min(damping * grow, high);
   return ratio > 0.75 ? std::max(damping / shrink, low) : damping;

@@ -69,6 +69,11 @@ CgSummary conjugate_gradient(LinearOperator a,  // y = A x
                              const LinearOperator* preconditioner,  // z = M^-1 r, or null
                              CgScratch* scratch);
 
+// The same summary of an x that was found without iterations, with the residual that it has: CONVERGED
+// after none, or INDEFINITE where x has no curvature, as that of a b in the null space. `ax` is A x.
+CgSummary summarize_solution(const double* b, const double* x, const double* ax, double damping,
+                             Index n);
+
 // x'y, in an order that depends on n alone.
 double dot(const double* x, const double* y, Index n);
 

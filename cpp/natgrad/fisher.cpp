@@ -1,6 +1,7 @@
 #include "natgrad/fisher.hpp"
 
 #include <Eigen/Dense>
+#include <limits>
 
 namespace natgrad {
 namespace {
@@ -9,6 +10,9 @@ using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::Ro
 
 // Rows whose Khatri-Rao products are formed at once for a dense matrix.
 constexpr Index kChunkRows = 256;
+
+// Multiply-adds of the kernels that take as long as a value of a softmax's root (eq. 6).
+constexpr double kSoftmaxRoot = 560;
 
 // +1 or -1 for each column, a function of row and column alone: the bits of SplitMix64 (Steele, Lea
 // and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
@@ -76,8 +80,7 @@ const T* Fisher<T>::state(Index row) const {
 
 template <class T>
 bool Fisher<T>::is_linear_gaussian() const {
-  return method == FisherMethod::automatic && kind_ == FisherKind::exact &&
-         LinearGaussian<T>::applies(*policy_->policy);
+  return kind_ == FisherKind::exact && LinearGaussian<T>::applies(*policy_->policy);
 }
 
 template <class T>
@@ -86,21 +89,71 @@ void Fisher<T>::provide_gram() {
   has_gram_ = true;
 }
 
+// In multiply-adds of the kernels; infinite where there is no such form.
 template <class T>
-bool Fisher<T>::solve(const double* b, double more_damping, int series, double* x) {
-  if (!is_linear_gaussian() ||
-      !LinearGaussian<T>::pays(*policy_->policy, policy_->network.rows(), series, true)) {
-    return false;
+double Fisher<T>::cost(Solver solver, double more_damping, int series) const {
+  const bool damped = damping + more_damping > 0;
+  const Index rows = policy_->network.rows();
+  if (solver == Solver::conjugate_gradient) {
+    const double sweeps = policy_->network.cost(adjoint_columns(), series);
+    const bool gram =
+        is_linear_gaussian() && LinearGaussian<T>::pays(*policy_->policy, rows, series);
+    return gram ? LinearGaussian<T>::cost_of_products(*policy_->policy, rows, series) : sweeps;
   }
-  provide_gram();
-  linear_.solve(b, damping + more_damping, x);
-  return std::all_of(x, x + size(), [](double value) { return std::isfinite(value); });
+  if (solver != Solver::kronecker) {
+    const bool softmax = kind_ == FisherKind::exact &&
+                         std::holds_alternative<Categoricals>(policy_->policy->distribution());
+    const Index roots = rows * adjoint_columns() * policy_->network.outputs().columns;
+    return DirectSolver<T>::cost(solver, policy_->network, adjoint_columns(), damped) +
+           (softmax ? kSoftmaxRoot * static_cast<double>(roots) : 0);
+  }
+  return is_linear_gaussian() ? LinearGaussian<T>::cost_of_solve(*policy_->policy, rows, damped)
+                              : std::numeric_limits<double>::infinity();
+}
+
+template <class T>
+Solver Fisher<T>::choose(Solver asked, double more_damping, int series) const {
+  Solver best = Solver::conjugate_gradient;
+  double least = asked == Solver::automatic ? cost(best, more_damping, series)
+                                            : std::numeric_limits<double>::infinity();
+  for (const Solver form : {Solver::kronecker, Solver::dense, Solver::sample}) {
+    if (asked != Solver::automatic && asked != Solver::direct && asked != form) continue;
+    const double time = cost(form, more_damping, series);
+    if (time < least) {
+      best = form;
+      least = time;
+    }
+  }
+  return best;
+}
+
+template <class T>
+bool Fisher<T>::solve(Solver form, const double* b, double more_damping, double* x, double* fx) {
+  const double total = damping + more_damping;
+  if (form == Solver::kronecker) {
+    provide_gram();
+    linear_.solve(b, total, x);
+    linear_.product(x, fx);
+    return std::all_of(x, x + size(), [](double value) { return std::isfinite(value); });
+  }
+  provide_state();
+  const double* free = separate_diagonal();
+  if (form == Solver::dense) {
+    const auto fill = [&](Index first, Index column, Matrix<T> d) {
+      fill_column(first, 1, column, d);
+    };
+    return direct_.solve_dense(policy_->network, adjoint_columns(), fill, free, b, total, x, fx);
+  }
+  provide_adjoints();
+  if (!direct_.solve_sample(&policy_->network, free, b, total, x)) return false;
+  product_by_adjoints(x, fx);
+  return true;
 }
 
 template <class T>
 void Fisher<T>::product(const double* v, double* out, int series) {
-  if (is_linear_gaussian() &&
-      LinearGaussian<T>::pays(*policy_->policy, policy_->network.rows(), series, false)) {
+  if (method == FisherMethod::automatic && is_linear_gaussian() &&
+      LinearGaussian<T>::pays(*policy_->policy, policy_->network.rows(), series)) {
     provide_gram();
     linear_.product(v, out);
   } else if (method == FisherMethod::adjoints ||
@@ -183,6 +236,12 @@ const Buffer<double>& Fisher<T>::free_diagonal() {
   }
   has_free_ = true;
   return free_state_;
+}
+
+// The free outputs' part of F where adjoints have none: an exact F's. Null where they have.
+template <class T>
+const double* Fisher<T>::separate_diagonal() {
+  return kind_ == FisherKind::exact ? free_diagonal().data() : nullptr;
 }
 
 template <class T>
@@ -303,62 +362,15 @@ void Fisher<T>::for_each_adjoint(Visit visit) {
   }
 }
 
-// Block of layers l and m, from the adjoints d^k of column k and inputs h (with a one for the bias):
-//
-//   F[(o, i), (o', i')] = sum_n (sum_k d^k_l[n, o] d^k_m[n, o']) (h_l[n, i] h_m[n, i'])     (eq. 14)
-//
-// a product of two Khatri-Rao matrices over the rows n: the sum over k is taken before the sum over
-// n, so the cost does not grow with K.
 template <class T>
 void Fisher<T>::to_dense(double* out) {
-  const std::vector<Layer>& layers = policy_->policy->network().layers();
-  const std::size_t blocks = layers.size() + 1;
+  provide_state();
   const Index count = size();
-  std::vector<RowMajor> outer(blocks * blocks), total(blocks * blocks);
-  for_each_adjoint(
-      [&](const std::vector<RowMajor>& h, const std::vector<RowMajor>& d, Index column) {
-        for (std::size_t l = 0; l < blocks; ++l) {
-          for (std::size_t m = l; m < blocks; ++m) {
-            const Index rows = d[l].rows(), out_l = d[l].cols(), out_m = d[m].cols();
-            if (out_l * out_m == 0) continue;
-            RowMajor& g = outer[l * blocks + m];
-            if (column == 0) g.setZero(rows, out_l * out_m);
-            for (Index r = 0; r < rows; ++r) {
-              Eigen::Map<RowMajor>(g.row(r).data(), out_l, out_m).noalias() +=
-                  d[l].row(r).transpose() * d[m].row(r);
-            }
-            if (column + 1 < columns()) continue;
-            RowMajor inputs(rows, h[l].cols() * h[m].cols());
-            for (Index r = 0; r < rows; ++r) {
-              Eigen::Map<RowMajor>(inputs.row(r).data(), h[l].cols(), h[m].cols()).noalias() =
-                  h[l].row(r).transpose() * h[m].row(r);
-            }
-            RowMajor& sum = total[l * blocks + m];
-            if (sum.size() == 0) sum.setZero(g.cols(), inputs.cols());
-            sum.noalias() += g.transpose() * inputs;
-          }
-        }
-      });
-
-  // Where (o, i) of a block stands in theta; i = in is the bias.
-  const auto position = [&](std::size_t l, Index o, Index i) {
-    if (l + 1 == blocks) return policy_->policy->network().free_offset() + o;
-    return i < layers[l].in ? layers[l].weight + o * layers[l].in + i : layers[l].bias + o;
+  const auto fill = [&](Index first, Index column, Matrix<T> d) {
+    fill_column(first, 1, column, d);
   };
-  for (std::size_t l = 0; l < blocks; ++l) {
-    for (std::size_t m = l; m < blocks; ++m) {
-      const RowMajor& sum = total[l * blocks + m];
-      if (sum.size() == 0) continue;
-      const Index in_m = m + 1 < blocks ? layers[m].in + 1 : 1;
-      const Index out_m = m + 1 < blocks ? layers[m].out : count - position(m, 0, 0);
-      for (Index a = 0; a < sum.rows(); ++a) {
-        for (Index b = 0; b < sum.cols(); ++b) {
-          const Index i = position(l, a / out_m, b / in_m), j = position(m, a % out_m, b % in_m);
-          out[i * count + j] = out[j * count + i] = sum(a, b);
-        }
-      }
-    }
-  }
+  direct_.assemble(policy_->network, adjoint_columns(), fill, separate_diagonal(),
+                   {out, count, count, count});
   for (Index i = 0; i < count; ++i) out[i * count + i] += damping;
 }
 

@@ -6,6 +6,7 @@
 // kind = empirical replaces M_n by the outer product of the score of the action taken.
 #pragma once
 
+#include "natgrad/direct_solver.hpp"
 #include "natgrad/linear_gaussian.hpp"
 
 namespace natgrad {
@@ -51,9 +52,13 @@ class Fisher {
   // product and kept; which way is taken depends on the problem and on the argument alone.
   void product(const double* v, double* out, int series = 1);
 
-  // x = (F + damping I)^-1 b, damping both F's own and that given, where there is a closed form that
-  // takes less time than a series of so many products; false where not, or if x is not finite.
-  bool solve(const double* b, double more_damping, int series, double* x);
+  // What solves (F + damping I) x = b as asked, the damping F's own and that given: of several the one
+  // that takes the least time by a cost model, conjugate gradients with a series of so many products.
+  // These also where there is no direct form as asked for.
+  Solver choose(Solver asked, double more_damping, int series) const;
+  // Solves in a direct form that was chosen, and makes fx = F x without damping. False if rounding
+  // forbids it.
+  bool solve(Solver form, const double* b, double more_damping, double* x, double* fx);
 
   // What Kronecker factors are made of (eq. 21), of every `every`-th observation or so; adjoints of all
   // columns of the root of M, or of one combination of them with random signs, whose outer product
@@ -80,11 +85,13 @@ class Fisher {
   Index adjoint_columns() const;
   void fill_column(Index first, Index every, Index column, Matrix<T> d) const;
   void fill_signed(Index first, Index every, Matrix<T> d) const;
+  double cost(Solver solver, double more_damping, int series) const;
   bool is_linear_gaussian() const;
   const T* state(Index row) const;
   void provide_state();
   void provide_gram();
   void provide_adjoints();
+  const double* separate_diagonal();
   void product_by_passes(const double* v, double* out);
   void product_by_adjoints(const double* v, double* out);
 
@@ -96,6 +103,7 @@ class Fisher {
   Buffer<double> weights_;     // (N): w_n / N
   Buffer<double> free_state_;  // of the free outputs: sum_n w_n / N M_n, which is diagonal there
   LinearGaussian<T> linear_;
+  DirectSolver<T> direct_;
   bool uniform_ = true, has_state_ = false, has_gram_ = false, has_free_ = false;
 };
 

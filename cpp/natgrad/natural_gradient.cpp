@@ -191,28 +191,26 @@ double TrustRegionUpdate<T>::damping() {
   return options_.damping;
 }
 
-// In closed form where there is one and it is faster; then without iterations. What is left of the
-// residual is rounding, or lies in the null space of F.
+// Directly where that is asked for or faster; then without iterations. What is left of the residual is
+// rounding, or lies in the null space of F.
 template <class T>
 void TrustRegionUpdate<T>::solve(double* x, UpdateReport* report) {
   const Index n = gradient_.size();
   const double* g = gradient_.data();
   const double damping = report->damping = this->damping();
   CgSummary& summary = report->cg;
-  if (options_.damping_metric.empty() && fisher_.solve(g, damping, options_.cg_iterations, x)) {
+  const Solver form = options_.damping_metric.empty()
+                          ? fisher_.choose(options_.solver, damping, options_.cg_iterations)
+                          : Solver::conjugate_gradient;
+  if (form != Solver::conjugate_gradient) {
     cg_.q.resize(n);
-    double* residual = cg_.q.data();
-    summary.status = CgStatus::CONVERGED;
-    summary.products = 1;
-    summary.rhs_norm = std::sqrt(dot(g, g, n));
-    fisher_.product(x, residual, options_.cg_iterations);
-    summary.quadratic_form = dot(x, residual, n);
-    summary.squared_norm = dot(x, x, n);
-    summary.curvature = summary.quadratic_form + damping * summary.squared_norm;
-    summary.model_value = 0.5 * summary.curvature - dot(g, x, n);
-    for (Index i = 0; i < n; ++i) residual[i] = g[i] - residual[i] - damping * x[i];
-    summary.residual_norm = std::sqrt(dot(residual, residual, n));
-    return;
+    double* fx = cg_.q.data();
+    if (fisher_.solve(form, g, damping, x, fx)) {
+      report->solver = form;
+      summary = summarize_solution(g, x, fx, damping, n);
+      return;
+    }
+    warm_ = false;  // its start was in x
   }
   Stopwatch watch;
   Preconditioner* const m = precondition(damping);

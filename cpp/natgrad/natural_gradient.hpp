@@ -57,6 +57,7 @@ struct UpdateReport {
   // (eq. 35). 0 if that step could not be evaluated.
   double reduction_ratio = 0;
   CgSummary cg;
+  Solver solver = Solver::conjugate_gradient;                    // that solved
   PreconditionerKind preconditioner = PreconditionerKind::none;  // none where it cannot be built
   UpdateTimings timings;
 };
@@ -70,6 +71,7 @@ struct TrustRegionOptions {
   double damping = 0.1;    // of F in the solve; the custom of all implementations
   int cg_iterations = 10;  // Schulman et al. (2015), appendix C
   double cg_rtol = 1e-10;
+  Solver solver = Solver::automatic;
   PreconditionerKind preconditioner = PreconditionerKind::none;
   KfacOptions kfac;
   Index nystrom_rank = 20;

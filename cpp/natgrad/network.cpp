@@ -568,13 +568,17 @@ void Linearization<T>::reduce(double* gradient) {
 namespace {
 // The cost model: time of one row of a batch, in multiply-adds of a matrix product. Fitted to the
 // table that `benchmarks/adjoint_cache.py` prints, on a Zen 5 with AVX-512 and float32.
-constexpr double kPass = 1240, kPassLayer = 240;  // of a product by passes, of each layer in it
+constexpr double kPass = 1240, kPassLayer = 240;  // of a product by passes, of each layer in it,
+constexpr double kLinearPass = 670;               // and where nothing is pulled back
 constexpr double kSweep = 1470;                   // of a product by adjoints,
 constexpr double kColumn = 355;      // of each layer and column in it: sums across lanes
 constexpr double kShort = 1.1;       // its matrix products are shorter, and so slower
 constexpr double kTouch = 3.9;       // to read a number of the cache twice,
 constexpr double kTouchMemory = 23;  // and where all of it is more than this
 constexpr double kCacheBytes = 12 << 20;
+// What matters in small batches, fitted to `benchmarks/solver_choice.py`: time of a product, whatever
+// its size; of packing and summing a parameter; of a row, and of a column kept for it.
+constexpr double kProduct = 24500, kParameter = 220, kRow = 900, kKeptColumn = 3500;
 }  // namespace
 
 template <class T>
@@ -583,8 +587,7 @@ Index Linearization<T>::width(std::size_t l) const {
 }
 
 template <class T>
-bool Linearization<T>::adjoints_pay(Index columns, int sweeps) const {
-  if (sweeps < 2) return false;  // little to gain, and much memory
+auto Linearization<T>::costs(Index columns, int sweeps) const -> Costs {
   const std::vector<Layer>& layers = network_->layers();
   const double depth = static_cast<double>(layers.size()), k = static_cast<double>(columns);
   double passes = 0, products = 0, pulled = 0, values = 0;
@@ -597,9 +600,25 @@ bool Linearization<T>::adjoints_pay(Index columns, int sweeps) const {
   }
   const double bytes = static_cast<double>(rows_) * k * values * sizeof(T);
   const double touch = bytes <= kCacheBytes ? kTouch : kTouchMemory;
-  const double by_passes = passes + kPass + kPassLayer * depth;
+  const double by_passes = passes + (depth > 1 ? kPass : kLinearPass) + kPassLayer * depth;
   const double by_adjoints = kShort * products + k * touch * values + kSweep + kColumn * k * depth;
-  return sweeps * by_adjoints + kShort * k * pulled < sweeps * by_passes;
+  return {sweeps * by_passes, sweeps * by_adjoints + kShort * k * pulled};
+}
+
+template <class T>
+bool Linearization<T>::adjoints_pay(Index columns, int sweeps) const {
+  if (sweeps < 2) return false;  // little to gain, and much memory
+  const Costs row = costs(columns, sweeps);
+  return row.adjoints < row.passes;
+}
+
+template <class T>
+double Linearization<T>::cost(Index columns, int sweeps) const {
+  const Costs row = costs(columns, sweeps);
+  const double parameters = static_cast<double>(network_->parameter_count());
+  const double kept = row.adjoints + kKeptColumn * static_cast<double>(columns);
+  const double per_row = kRow + (adjoints_pay(columns, sweeps) ? kept : row.passes);
+  return sweeps * (kProduct + kParameter * parameters) + static_cast<double>(rows_) * per_row;
 }
 
 // Rows of one column: the columns of an observation lie beside each other.
@@ -655,14 +674,14 @@ void Linearization<T>::sweep_adjoints(const double* direction,
       kernels::adjoint_table<T>().dots(p);
     }
     fill(first, s);
-    for (std::size_t l = 0; l < count; ++l) {
+    for (std::size_t l = 0; gradient != nullptr && l < count; ++l) {
       const kernels::Adjoints<T> p = visit(l);
       kernels::adjoint_table<T>().sums(p);
       accumulate_layer(l, first, {p.x, rows, p.width, p.ldx}, first == shard_begin(shard),
                        accumulators_.data() + shard * accumulator_size_);
     }
   });
-  reduce(gradient);
+  if (gradient != nullptr) reduce(gradient);
 }
 
 // --- Kronecker factors ---------------------------------------------------------------------------

@@ -112,6 +112,7 @@ class Linearization {
   void evaluate(const Network<T>& network, const PackedLayers<T>& packed,
                 Matrix<const T> observations);  // (N, inputs)
 
+  const Network<T>& network() const { return *network_; }
   Index rows() const { return rows_; }
   Matrix<const T> outputs() const;  // (N, outputs + free outputs)
 
@@ -133,14 +134,19 @@ class Linearization {
   //   gradient = sum_n sum_k s_nk J_n' q^k_n,    s_nk = <J_n' q^k_n, direction>        (eq. 18, 19)
   //
   // with two of the four products of a layer. fill(first row, s (rows, columns)) may change the
-  // coefficients; without a direction it writes them. evaluate() drops the adjoints.
+  // coefficients; without a direction it writes them, and without a gradient it only reads them.
+  // evaluate() drops the adjoints.
   void keep_adjoints(Index columns, FunctionRef<void(Index first, Index column, Matrix<T> d)> fill);
   bool has_adjoints() const { return adjoint_columns_ > 0; }
+  Index adjoint_columns() const { return adjoint_columns_; }
+  // Those of one column, of the last layer with the free outputs.
+  Matrix<T> adjoint_rows(std::size_t layer, Index first, Index rows, Index column);
   void sweep_adjoints(const double* direction, FunctionRef<void(Index first, Matrix<T> s)> fill,
                       double* gradient);
   // Whether keeping them and so many sweeps with a direction take less time than the sweeps that
-  // pass them by: a cost model, see network.cpp.
+  // pass them by, and the time of the faster way, in multiply-adds: a cost model, see network.cpp.
   bool adjoints_pay(Index columns, int sweeps) const;
+  double cost(Index columns, int sweeps) const;
 
   // sum_n ||J_n' d_n||^2, with the rows d_n supplied tile by tile: fill(first row, d (rows, K)). They
   // are pulled back once; no gradient is formed.
@@ -182,8 +188,11 @@ class Linearization {
   void accumulate_layer(std::size_t layer, Index first, Matrix<const T> d, bool overwrite,
                         T* accumulator) const;
   void reverse(Index first, Matrix<T> d, bool overwrite, T* accumulator, Worker* worker);
-  Matrix<T> adjoint_rows(std::size_t layer, Index first, Index rows, Index column);
   Index width(std::size_t layer) const;  // of z_l, of the last with the free outputs
+  struct Costs {
+    double passes, adjoints;  // of one row
+  };
+  Costs costs(Index columns, int sweeps) const;
   void reduce(double* gradient);
   const Buffer<T>& cached(std::size_t layer) const;  // what act'(z_layer) is derived from
   Matrix<T> scratch(Buffer<T>& buffer, Index rows, Index columns) const;

@@ -12,6 +12,7 @@ Doubles: TypeAlias = NDArray[np.float64]
 Activation: TypeAlias = Literal["tanh", "relu", "elu", "silu", "gelu", "identity"]
 Initialization: TypeAlias = Literal["orthogonal", "scaled"]
 DTypeName: TypeAlias = Literal["float32", "float64"]
+SolverName: TypeAlias = Literal["cg", "kronecker", "dense", "sample"]
 
 __version__: str
 
@@ -223,6 +224,12 @@ class Fisher:
     def to_dense(self) -> Doubles: ...
     def diagonal(self) -> Doubles: ...
     def trace(self) -> float: ...
+    def solve(
+        self,
+        b: ArrayLike,
+        damping: float = 0.0,
+        solver: Literal["direct", "kronecker", "dense", "sample"] = "direct",
+    ) -> CgResult: ...
 
 class Preconditioner:
     @property
@@ -254,6 +261,8 @@ class CgResult:
     def x(self) -> Doubles: ...
     @property
     def status(self) -> CgStatus: ...
+    @property
+    def solver(self) -> SolverName: ...
     @property
     def iterations(self) -> int: ...
     @property
@@ -375,6 +384,8 @@ class UpdateReport:
     @property
     def cg(self) -> CgReport: ...
     @property
+    def solver(self) -> SolverName: ...
+    @property
     def preconditioner(self) -> Literal["none", "kfac", "diagonal", "nystrom"]: ...
     @property
     def timings(self) -> dict[str, float]: ...
@@ -412,6 +423,7 @@ class TrustRegionUpdate:
         damping_min: float = 1e-5,
         damping_max: float = 10.0,
         damping_metric: ArrayLike | None = None,
+        solver: Literal["auto", "cg", "direct", "kronecker", "dense", "sample"] = "auto",
     ) -> None: ...
     @property
     def state(self) -> Doubles: ...

@@ -666,6 +666,7 @@ def _trust_region_update(config: NPGConfig, line_search: _core.LineSearch | None
         cg_progress_tolerance=config.cg_progress_tolerance,
         cg_progress_window=config.cg_progress_window,
         warm_start=config.warm_start,
+        solver=config.solver,
         line_search=line_search,
         normalize_advantages=True,
         fisher=config.fisher,

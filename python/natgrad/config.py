@@ -169,6 +169,10 @@ class NPGConfig(AgentConfig):
     cg_rtol: float = _option(
         1e-10, "trust region", "relative residual at which conjugate gradients stop", low=0.0
     )
+    solver: Literal["auto", "cg", "direct"] = _option(
+        "auto", "trust region", "solve by conjugate gradients (cg), without iterations where there "
+        "is a way (direct), or as a cost model says is faster",
+    )  # fmt: skip
     preconditioner: Literal["none", "kfac", "diagonal", "nystrom"] = _option(
         "none", "trust region", "of the conjugate gradients"
     )

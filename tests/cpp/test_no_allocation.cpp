@@ -134,5 +134,15 @@ int main() {
                 adaptive);
   check<float>("float", "categoricals, damped by trace", Categoricals({3, 2}, false), 0, by_trace);
   check<float>("float", "two actions", Categoricals({2}, true), 0, {}, {64, 64});
+  TrustRegionOptions direct;
+  direct.solver = Solver::dense;
+  check<float>("float", "dense", Categoricals({3, 2}, false), 0, direct, {9});
+  direct.damping = 0;
+  check<double>("double", "dense, by eigenvalues", Bernoulli{2}, 0, direct, {5});
+  direct.damping = 0.1;
+  direct.solver = Solver::sample;
+  check<double>("double", "samples", DiagonalGaussian{2, false}, 0, direct);
+  direct.fisher = FisherKind::empirical;
+  check<float>("float", "samples, empirical", DiagonalGaussian{2, false}, 0, direct);
   return failures == 0 ? 0 : 1;
 }

@@ -3,6 +3,9 @@
 //
 // Both touch every adjoint once and do one multiply-add with it: they run at the speed of the memory
 // that holds the adjoints. The row of x, and the sums, stay in registers or the first-level cache.
+//
+// Inner products of Khatri-Rao rows make a dense Fisher matrix (eq. 14): a row is a product of two
+// features over a tile of observations, so that it is made by whole vectors too.
 #include "natgrad/kernels/kernels.hpp"
 #include "natgrad/kernels/vector_math.hpp"
 
@@ -10,6 +13,7 @@ namespace NATGRAD_NAMESPACE {
 namespace {
 
 using natgrad::kernels::Adjoints;
+using natgrad::kernels::InnerProducts;
 
 typedef ptrdiff_t Index;
 
@@ -134,11 +138,56 @@ void sums(const Adjoints<T>& p) {
   }
 }
 
+// M rows of a and G rows of b.
+template <class T, int M, int G>
+inline __attribute__((always_inline)) void inner_block(const InnerProducts<T>& p, Index i,
+                                                       Index j) {
+  constexpr int lanes = Simd<T>::lanes;
+  const T *a = p.a + i * p.lda, *b = p.b + j * p.ldb;
+  Vec<T> acc[M][G] = {};
+  for (Index c = 0; c < p.k; c += lanes) {
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+      const Vec<T> row = load<T>(a + m * p.lda + c);
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) acc[m][g] += row * load<T>(b + g * p.ldb + c);
+    }
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m) {
+    const Vec<T> sums = lane_sums<T, G, lanes / 2>(acc[m]);
+    T* to = p.c + (i + m) * p.ldc + j;
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      const T sum = sums[g * (lanes / G)];
+      to[g] = p.overwrite ? sum : to[g] + sum;
+    }
+  }
+}
+
+template <class T, int M>
+inline void inner_rows(const InnerProducts<T>& p, Index i) {
+  constexpr int G = Simd<T>::lanes < kTogether ? Simd<T>::lanes : kTogether;
+  Index j = 0;
+  for (; j + G <= p.rows_b; j += G) inner_block<T, M, G>(p, i, j);
+  for (; j < p.rows_b; ++j) inner_block<T, M, 1>(p, i, j);
+}
+
+template <class T>
+void inner_products(const InnerProducts<T>& p) {
+  constexpr int M = NATGRAD_VECTOR_BYTES == 64 ? 4 : 2;  // as many sums as there are registers for
+  Index i = 0;
+  for (; i + M <= p.rows_a; i += M) inner_rows<T, M>(p, i);
+  for (; i < p.rows_a; ++i) inner_rows<T, 1>(p, i);
+}
+
 }  // namespace
 
 extern const natgrad::kernels::AdjointTable<float> adjoints_f32;
 extern const natgrad::kernels::AdjointTable<double> adjoints_f64;
-constexpr natgrad::kernels::AdjointTable<float> adjoints_f32 = {dots<float>, sums<float>};
-constexpr natgrad::kernels::AdjointTable<double> adjoints_f64 = {dots<double>, sums<double>};
+constexpr natgrad::kernels::AdjointTable<float> adjoints_f32 = {dots<float>, sums<float>,
+                                                                inner_products<float>};
+constexpr natgrad::kernels::AdjointTable<double> adjoints_f64 = {dots<double>, sums<double>,
+                                                                 inner_products<double>};
 
 }  // namespace NATGRAD_NAMESPACE

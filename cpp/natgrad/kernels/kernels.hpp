@@ -104,10 +104,23 @@ struct Adjoints {
   bool overwrite;  // dots: s = instead of s +=
 };
 
+// Rows of a times rows of b: c += a b'. Both are zero from k on to a whole number of lanes.
+template <class T>
+struct InnerProducts {
+  const T* a;  // (rows_a, k), stride lda
+  std::ptrdiff_t rows_a, lda;
+  const T* b;  // (rows_b, k), stride ldb
+  std::ptrdiff_t rows_b, ldb, k;
+  T* c;  // (rows_a, rows_b), stride ldc
+  std::ptrdiff_t ldc;
+  bool overwrite;  // c = a b' instead
+};
+
 template <class T>
 struct AdjointTable {
   void (*dots)(const Adjoints<T>&);  // s[r][k] += d[r columns + k] . x[r]
   void (*sums)(const Adjoints<T>&);  // x[r] = sum_k s[r][k] d[r columns + k]; pads to whole vectors
+  void (*inner_products)(const InnerProducts<T>&);
 };
 
 // Rows with the parameters y of one categorical variable (n logits; an action is a number from 0 on), or
