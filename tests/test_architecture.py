@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 # Low to high. A file may include its own header and anything of a strictly lower floor.
 CPP_FLOORS = [
     {"types", "kernels/kernels", "kernels/vector_math"},
+    {"kernels/lanes"},
     {
         "kernels/dense_layer",
         "kernels/adjoint",

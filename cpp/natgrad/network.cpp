@@ -207,7 +207,8 @@ constexpr Index kLargeReduction = 1 << 20;  // bytes of all shards, from which t
 constexpr int kReductionBands = 16;
 // Rows of a tile: what it needs of all layers stays in the second-level cache.
 constexpr Index kTileRows = 120;
-// Rows of shards and tiles come in whole register blocks: a multiple of most of the kernels' block heights.
+// Rows of shards and tiles come in whole register blocks: a multiple of the heights of them all but
+// that of three vectors, 8 with AVX-512.
 constexpr Index kBlockRows = 12;
 }  // namespace
 

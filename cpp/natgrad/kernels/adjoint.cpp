@@ -7,7 +7,7 @@
 // Inner products of Khatri-Rao rows make a dense Fisher matrix (eq. 14): a row is a product of two
 // features over a tile of observations, so that it is made by whole vectors too.
 #include "natgrad/kernels/kernels.hpp"
-#include "natgrad/kernels/vector_math.hpp"
+#include "natgrad/kernels/lanes.hpp"
 
 namespace NATGRAD_NAMESPACE {
 namespace {
@@ -19,55 +19,13 @@ typedef ptrdiff_t Index;
 
 constexpr int kTogether = 4;  // independent sums: of as many rows of d, or vectors of a row of x
 
-template <class T>
-inline __attribute__((always_inline)) Vec<T> load(const T* p) {
-  return *(const typename Simd<T>::loose*)p;
-}
-
-// x[i] + x[i ^ bit] in the lanes i without that bit, the same of y in those with it.
-template <class T, int bit>
-inline __attribute__((always_inline)) Vec<T> fold(Vec<T> x, Vec<T> y) {
-  constexpr int lanes = Simd<T>::lanes;
-#ifdef __clang__
-  Vec<T> result;
-  for (int i = 0; i < lanes; ++i) result[i] = i & bit ? y[i] + y[i ^ bit] : x[i] + x[i ^ bit];
-  return result;
-#else
-  IVec<T> own, partner;
-#pragma GCC unroll 16
-  for (int i = 0; i < lanes; ++i) {
-    own[i] = i & bit ? lanes + i : i;
-    partner[i] = own[i] ^ bit;
-  }
-  return __builtin_shuffle(x, y, own) + __builtin_shuffle(x, y, partner);
-#endif
-}
-
-// Halves the number of vectors until one is left, then adds what is left within it: the sum of v[m]
-// ends in the lane (and those after it) whose leading bits are those of m.
-template <class T, int M, int bit>
-inline __attribute__((always_inline)) Vec<T> lane_sums(const Vec<T>* v) {
-  if constexpr (M > 1) {
-    Vec<T> half[M / 2];
-#pragma GCC unroll 2
-    for (int m = 0; m < M / 2; ++m) half[m] = fold<T, bit>(v[m], v[m + M / 2]);
-    return lane_sums<T, M / 2, bit / 2>(half);
-  } else if constexpr (bit > 0) {
-    const Vec<T> sum = fold<T, bit>(v[0], v[0]);
-    return lane_sums<T, 1, bit / 2>(&sum);
-  } else {
-    return v[0];
-  }
-}
-
 // M rows of d from row i on, each against its row of x; those are `step` apart.
 template <class T, int M>
 inline __attribute__((always_inline)) void dots_of(const Adjoints<T>& p, Index i, const T* x,
                                                    Index step) {
   constexpr int lanes = Simd<T>::lanes;
   const T* d = p.d + i * p.ldd;
-  constexpr int folded = M == 3 ? 4 : M;
-  Vec<T> acc[folded] = {};
+  Vec<T> acc[M] = {};
   Index c = 0;
   for (; c + lanes <= p.width; c += lanes) {
 #pragma GCC unroll 4
@@ -83,12 +41,9 @@ inline __attribute__((always_inline)) void dots_of(const Adjoints<T>& p, Index i
       acc[m] += (Vec<T>)((IVec<T>)last & inside);
     }
   }
-  const Vec<T> sums = lane_sums<T, folded, lanes / 2>(acc);
+  const Vec<T> sums = lane_sums<T, M>(acc);
 #pragma GCC unroll 4
-  for (int m = 0; m < M; ++m) {
-    const T dot = sums[m * (lanes / folded)];
-    p.s[i + m] = p.overwrite ? dot : p.s[i + m] + dot;
-  }
+  for (int m = 0; m < M; ++m) p.s[i + m] = p.overwrite ? sums[m] : p.s[i + m] + sums[m];
 }
 
 // `count` rows of d from row i on.
@@ -124,7 +79,7 @@ inline __attribute__((always_inline)) void sum_of(const Adjoints<T>& p, Index r,
   }
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) {
-    *(typename Simd<T>::loose*)(p.x + r * p.ldx + c + v * Simd<T>::lanes) = acc[v];
+    store<T>(p.x + r * p.ldx + c + v * Simd<T>::lanes, acc[v]);
   }
 }
 

@@ -14,7 +14,7 @@
 // Fewer vectors take taller blocks, so that enough independent accumulators hide the FMA latency.
 // Loops over the accumulators must be unrolled completely or GCC keeps them in memory.
 #include "natgrad/kernels/kernels.hpp"
-#include "natgrad/kernels/vector_math.hpp"
+#include "natgrad/kernels/lanes.hpp"
 
 namespace NATGRAD_NAMESPACE {
 
@@ -36,44 +36,69 @@ constexpr int block_height(int vectors) {
                                     : (vectors == 2 ? 6 : 12);
 }
 
-template <class T>
-inline Vec<T> load(const T* p) {
-  return *(const typename Simd<T>::loose*)p;
-}
-template <class T>
-inline void store(T* p, Vec<T> x) {
-  *(typename Simd<T>::loose*)p = x;
-}
+// Memory that comes next, fetched into the first-level cache a line at a time between the steps of a
+// block: weights or gradients from beyond the second level would otherwise cost as much as their
+// products, and many fetches at once would hold up the loads that are needed now. The end is fetched
+// again and again, which is cheap as long as it is memory.
+struct Ahead {
+  const char* next;
+  const char* end;
 
-// One step of the block's k-loop: acc[m][v] += a(m) * b[v].
-template <class T, int M, int V>
-inline __attribute__((always_inline)) void outer_product(Vec<T> (&acc)[M][V], const T* a,
+  inline __attribute__((always_inline)) void fetch() {
+    __builtin_prefetch(next);
+    next += next < end ? 64 : 0;
+  }
+};
+
+// One step of the block's k-loop: acc[m][v] += a(m) * b[v], with a pointer for every R rows of a.
+template <class T, int M, int V, int R>
+inline __attribute__((always_inline)) void outer_product(Vec<T> (&acc)[M][V],
+                                                         const T* const (&a)[(M + R - 1) / R],
                                                          Index stride_m, const T* b) {
   Vec<T> row[V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) row[v] = load<T>(b + v * Simd<T>::lanes);
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
-    const T scalar = a[m * stride_m];
+    const T scalar = a[m / R][m % R * stride_m];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) acc[m][v] += scalar * row[v];
   }
 }
 
-// The whole loop, unrolled: fewer branches to predict where it is short.
-template <class T, int M, int V>
+// The whole loop, unrolled: fewer branches to predict where it is short. With a pointer for three
+// rows, those at 0, 1 and 2 strides need no register of their own; the empty asm keeps GCC from
+// expressing one pointer by another. fetch() is called every four steps.
+template <class T, int M, int V, int R, class Fetch>
 inline __attribute__((always_inline)) void outer_products(Vec<T> (&acc)[M][V], Index count,
                                                           const T* a, Index stride_k,
                                                           Index stride_m, const T* b,
-                                                          Index stride_b) {
-  Index k = 0;
-  for (; k + 4 <= count; k += 4) {
+                                                          Index stride_b, Fetch fetch) {
+  const T* rows[(M + R - 1) / R];
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j, a += stride_k, b += stride_b) {
-      outer_product<T, M, V>(acc, a, stride_m, b);
-    }
+  for (int m = 0; m < M; m += R) {
+    rows[m / R] = a + m * stride_m;
+    if (m > 0) asm("" : "+r"(rows[m / R]));
   }
-  for (; k < count; ++k, a += stride_k, b += stride_b) outer_product<T, M, V>(acc, a, stride_m, b);
+  const auto step = [&]() __attribute__((always_inline)) {
+    outer_product<T, M, V, R>(acc, rows, stride_m, b);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; m += R) rows[m / R] += stride_k;
+    b += stride_b;
+  };
+  for (; count >= 4; count -= 4) {
+    fetch();
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) step();
+  }
+  for (; count > 0; --count) step();
+}
+
+// Makes the compiler read what lies in memory again. Short of registers, GCC would otherwise keep
+// addresses for the end of a block in vector registers; a move from there waits in line behind the
+// block's products, and the next block's loads wait for it.
+inline __attribute__((always_inline)) void read_again() {
+  asm volatile("" ::: "memory");
 }
 
 // --- activations ---------------------------------------------------------------------------------
@@ -134,31 +159,25 @@ struct Activate {
 // partial sums in C.
 constexpr Index kDepth = 112;
 
-// Memory that comes next, fetched into the first-level cache a few lines at a time between blocks: a
-// panel of weights from beyond the second level would otherwise cost as much as its products. (To GCC
-// a prefetch is no side effect: a call to a function of nothing else is removed, unless inlined.)
-struct Ahead {
+// The rows of the next tile, where A is read tile after tile: a share of them at each block.
+struct NextTile {
   const char* next;
   const char* end;
-  Index step;  // bytes at a time
+  Index step;  // bytes at a block
 
-  static Ahead of(const void* begin, Index bytes, Index steps) {
-    const char* next = (const char*)begin;
-    return {next, next + bytes, bytes / steps + 64};
+  template <class T>
+  static NextTile of(const Multiply<T>& p, Index blocks) {
+    if (!p.a_streams) return {};
+    const Index bytes = (Index)sizeof(T) * p.rows * p.lda;
+    const char* next = (const char*)p.a + bytes;
+    return {next, next + bytes, (bytes / (64 * blocks) + 1) * 64};
   }
   inline __attribute__((always_inline)) void fetch() {
-    const char* stop = end - next > step ? next + step : end;
-    for (; next < stop; next += 64) __builtin_prefetch(next);
+    const char* line = next;
+    next = end - line > step ? line + step : end;
+    for (const char* stop = next; line < stop; line += 64) __builtin_prefetch(line);
   }
 };
-
-// The same rows of the next tile, where A is read tile after tile.
-template <class T>
-inline __attribute__((always_inline)) void fetch_next_tile(const Multiply<T>& p, Index r,
-                                                           Index rows) {
-  if (!p.a_streams) return;
-  Ahead::of(p.a + (r + p.rows) * p.lda, (Index)sizeof(T) * rows * p.lda, 1).fetch();
-}
 
 // The part of a product that one pass covers: a (M, k) with stride lda, b (k, width) of the panel.
 template <class T>
@@ -230,43 +249,91 @@ inline __attribute__((always_inline)) void finish_block(const Multiply<T>& p, Ve
   if (p.epilogue == Epilogue::activate) activate_block<T>(p, r, c, M, V * Simd<T>::lanes);
 }
 
+// A block of C, and what one pass adds to it.
+template <class T>
+struct Block {
+  const Multiply<T>& p;
+  Piece<T> pieces[2];
+  Index width;  // of the panel
+  bool first, last;
+  Index c, r;
+  Ahead panel;
+  NextTile tile;
+};
+
+// C, from an earlier pass, is added at the end: nothing waits for it then.
 template <class T, int M, int V>
-__attribute__((noinline)) void multiply_block(const Multiply<T>& p, const Piece<T> (&pieces)[2],
-                                              Index width, Index r, Index c, bool first,
-                                              bool last) {
+__attribute__((noinline)) void multiply_block(Block<T>& at) {
+  const Multiply<T>& p = at.p;
   Vec<T> acc[M][V];
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
-    const T* from = first ? p.bias + c : p.c + (r + m) * p.ldc + c;
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      acc[m][v] = first && p.bias == nullptr ? Vec<T>{} : load<T>(from + v * Simd<T>::lanes);
+      acc[m][v] =
+          at.first && p.bias != nullptr ? load<T>(p.bias + at.c + v * Simd<T>::lanes) : Vec<T>{};
     }
   }
-  if (first && c == 0) fetch_next_tile<T>(p, r, M);
-  for (const Piece<T>& piece : pieces) {
-    outer_products<T, M, V>(acc, piece.k, piece.a + r * piece.lda, 1, piece.lda, piece.b, width);
+  at.tile.fetch();
+  // A block as wide as a panel: then this is a constant.
+  const Index width = V * NATGRAD_VECTOR_BYTES == kPanelBytes ? kPanelBytes / sizeof(T) : at.width;
+  Ahead panel = at.panel;
+  for (const Piece<T>& piece : at.pieces) {
+    read_again();
+    outer_products<T, M, V, 3>(acc, piece.k, piece.a + at.r * piece.lda, 1, piece.lda, piece.b,
+                               width, [&] { panel.fetch(); });
   }
-  if (last) {
-    finish_block<T, M, V>(p, acc, r, c);
+  at.panel = panel;
+  read_again();
+  if (!at.first) {
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        acc[m][v] += load<T>(p.c + (at.r + m) * p.ldc + at.c + v * Simd<T>::lanes);
+      }
+    }
+  }
+  if (at.last) {
+    finish_block<T, M, V>(p, acc, at.r, at.c);
   } else {
-    store_block<T, M, V>(p, acc, r, c);
+    store_block<T, M, V>(p, acc, at.r, at.c);
   }
 }
 
 // All rows of V vectors of columns: full blocks, then ever lower ones.
 template <class T, int V>
-void multiply_columns(const Multiply<T>& p, const Piece<T> (&pieces)[2], Index width, Index c,
-                      bool first, bool last, Ahead& ahead) {
+void multiply_columns(Block<T>& at) {
   constexpr int M = block_height(V);
-  Index r = 0;
-  for (; r + M <= p.rows; r += M) {
-    ahead.fetch();
-    multiply_block<T, M, V>(p, pieces, width, r, c, first, last);
-  }
-  for (; r + 4 <= p.rows; r += 4) multiply_block<T, 4, V>(p, pieces, width, r, c, first, last);
-  for (; r + 2 <= p.rows; r += 2) multiply_block<T, 2, V>(p, pieces, width, r, c, first, last);
-  for (; r < p.rows; ++r) multiply_block<T, 1, V>(p, pieces, width, r, c, first, last);
+  const Index rows = at.p.rows;
+  at.r = 0;
+  for (; at.r + M <= rows; at.r += M) multiply_block<T, M, V>(at);
+  for (; at.r + 4 <= rows; at.r += 4) multiply_block<T, 4, V>(at);
+  for (; at.r + 2 <= rows; at.r += 2) multiply_block<T, 2, V>(at);
+  for (; at.r < rows; ++at.r) multiply_block<T, 1, V>(at);
+}
+
+// The first block of one panel in one pass.
+template <class T>
+Block<T> block_at(const Multiply<T>& p, Index pass, Index passes, Index panel) {
+  constexpr Index panel_width = kPanelBytes / sizeof(T);
+  const Index width = p.n - panel < panel_width ? p.n - panel : panel_width;
+  const Index depth = p.k + p.k2, begin = depth * pass / passes, end = depth * (pass + 1) / passes;
+  const auto piece = [&](const T* a, Index lda, const T* b, Index k, Index offset) -> Piece<T> {
+    const Index from = begin > offset ? begin - offset : 0;
+    const Index to = end - offset < k ? end - offset : k;
+    if (to <= from) return {p.a, 0, 0, p.b};
+    return {a + from, lda, to - from, b + k * panel + from * width};
+  };
+  return {p,
+          {piece(p.a, p.lda, p.b, p.k, 0), piece(p.a2, p.lda2, p.b2, p.k2, p.k)},
+          width,
+          begin == 0,
+          end == depth,
+          panel,
+          0,
+          {(const char*)p.b, (const char*)p.b},
+          {}};
 }
 
 // Depth by depth, panel by panel, block by block. The two products follow each other as one of depth
@@ -274,52 +341,43 @@ void multiply_columns(const Multiply<T>& p, const Piece<T> (&pieces)[2], Index w
 template <class T>
 void multiply(const Multiply<T>& p) {
   constexpr Index panel_width = kPanelBytes / sizeof(T);
-  const Index depth = p.k + p.k2;
-  const Index passes = (depth + kDepth - 1) / kDepth;
+  const Index passes = (p.k + p.k2 + kDepth - 1) / kDepth;
+  const Index panels = (p.n + panel_width - 1) / panel_width;
+  NextTile tile = NextTile::of(p, passes * panels * (p.rows / block_height(kMaxVectors) + 1));
   for (Index pass = 0; pass < passes; ++pass) {
-    const Index begin = depth * pass / passes, end = depth * (pass + 1) / passes;
-    const bool first = begin == 0, last = end == depth;
     for (Index panel = 0; panel < p.n; panel += panel_width) {
-      const Index width = p.n - panel < panel_width ? p.n - panel : panel_width;
-      const auto piece = [&](const T* a, Index lda, const T* b, Index k, Index offset) -> Piece<T> {
-        const Index from = begin > offset ? begin - offset : 0;
-        const Index to = end - offset < k ? end - offset : k;
-        if (to <= from) return {p.a, 0, 0, p.b};
-        return {a + from, lda, to - from, b + k * panel + from * width};
-      };
-      Piece<T> pieces[2] = {piece(p.a, p.lda, p.b, p.k, 0), piece(p.a2, p.lda2, p.b2, p.k2, p.k)};
-      // The next panel lies k (or k2) rows of this one further on; of two pieces the longer counts.
-      Ahead ahead = {};
-      if (panel + width < p.n) {
-        const int longer = pieces[1].k > pieces[0].k;
-        ahead = Ahead::of(pieces[longer].b + (longer ? p.k2 : p.k) * width,
-                          (Index)sizeof(T) * width * pieces[longer].k,
-                          p.rows / block_height(kMaxVectors) + 1);
+      Block<T> at = block_at(p, pass, passes, panel);
+      const bool wraps = panel + panel_width >= p.n;
+      if (!wraps || !at.last) {  // of the two pieces that come next the longer counts
+        const Block<T> next = block_at(p, pass + wraps, passes, wraps ? 0 : panel + panel_width);
+        const Piece<T>& piece = next.pieces[next.pieces[1].k > next.pieces[0].k];
+        at.panel = {(const char*)piece.b, (const char*)(piece.b + piece.k * next.width)};
       }
-      Index c = panel;
-      for (Index left = width / Simd<T>::lanes; left > 0;) {
+      at.tile = tile;
+      for (Index left = at.width / Simd<T>::lanes; left > 0;) {
         const Index vectors = left < kMaxVectors ? left : kMaxVectors;
         switch (vectors) {
           case 1:
-            multiply_columns<T, 1>(p, pieces, width, c, first, last, ahead);
+            multiply_columns<T, 1>(at);
             break;
           case 2:
-            multiply_columns<T, 2>(p, pieces, width, c, first, last, ahead);
+            multiply_columns<T, 2>(at);
             break;
 #if NATGRAD_VECTOR_BYTES == 64
           case 3:
-            multiply_columns<T, 3>(p, pieces, width, c, first, last, ahead);
+            multiply_columns<T, 3>(at);
             break;
           case 4:
-            multiply_columns<T, 4>(p, pieces, width, c, first, last, ahead);
+            multiply_columns<T, 4>(at);
             break;
 #endif
         }
         const Index columns = vectors * Simd<T>::lanes;
-        c += columns;
+        at.c += columns;
         left -= vectors;
-        for (Piece<T>& next : pieces) next.b += columns;
+        for (Piece<T>& piece : at.pieces) piece.b += columns;
       }
+      tile = at.tile;
     }
   }
 }
@@ -337,60 +395,6 @@ constexpr int narrow_height(int columns) {
   constexpr int by_columns_32[] = {8, 8, 8, 6, 4, 4, 3, 3},
                 by_columns_16[] = {8, 6, 4, 3, 2, 2, 1, 1};
   return NATGRAD_VECTOR_BYTES == 64 ? by_columns_32[columns - 1] : by_columns_16[columns - 1];
-}
-
-// A vector of lanes picked from x (0 .. lanes - 1) and y (lanes .. 2 lanes - 1).
-template <class T>
-inline __attribute__((always_inline)) Vec<T> pick(Vec<T> x, Vec<T> y, IVec<T> from) {
-#ifdef __clang__
-  Vec<T> result;
-  for (int i = 0; i < Simd<T>::lanes; ++i) {
-    result[i] = from[i] < Simd<T>::lanes ? x[from[i]] : y[from[i] - Simd<T>::lanes];
-  }
-  return result;
-#else
-  return __builtin_shuffle(x, y, from);
-#endif
-}
-
-// Lane i of the result is x[i] + x[i ^ bit] where `bit` of i is clear, y[i] + y[i ^ bit] where it is
-// set: half of an addition across lanes, for two vectors at once.
-template <class T, int bit>
-inline __attribute__((always_inline)) Vec<T> fold(Vec<T> x, Vec<T> y) {
-  constexpr int lanes = Simd<T>::lanes;
-  IVec<T> same, other;
-#pragma GCC unroll 16
-  for (int i = 0; i < lanes; ++i) {
-    same[i] = (i & bit ? lanes : 0) + i;
-    other[i] = (i & bit ? lanes : 0) + (i ^ bit);
-  }
-  return pick<T>(x, y, same) + pick<T>(x, y, other);
-}
-
-// The sum of all lanes of v[o] in lane o, for O vectors; O is at most the number of lanes, and 8.
-// Folding by the highest bit first leaves the sum of v[o] in the lanes whose leading bits are those
-// of o in reverse.
-template <class T, int O>
-inline __attribute__((always_inline)) Vec<T> lane_sums(const Vec<T> (&v)[O]) {
-  constexpr int lanes = Simd<T>::lanes, group = lanes < 8 ? lanes : 8;
-  Vec<T> t[group] = {};
-#pragma GCC unroll 8
-  for (int o = 0; o < O; ++o) t[o] = v[o];
-#pragma GCC unroll 8
-  for (int o = 0; o < group; o += 2) t[o] = fold<T, lanes / 2>(t[o], t[o + 1]);
-  if constexpr (group > 2) {
-#pragma GCC unroll 8
-    for (int o = 0; o < group; o += 4) t[o] = fold<T, lanes / 4>(t[o], t[o + 2]);
-  }
-  if constexpr (group > 4) t[0] = fold<T, lanes / 8>(t[0], t[4]);
-  if constexpr (lanes > 8) t[0] = fold<T, 1>(t[0], t[0]);
-  IVec<T> order;
-#pragma GCC unroll 16
-  for (int i = 0; i < lanes; ++i) {
-    order[i] = (i & 1 ? lanes / 2 : 0) + (i & 2 && group > 2 ? lanes / 4 : 0) +
-               (i & 4 && group > 4 ? lanes / 8 : 0);
-  }
-  return pick<T>(t[0], t[0], order);
 }
 
 template <class T, int M, int O>
@@ -418,7 +422,6 @@ inline __attribute__((always_inline)) void dot_products(Vec<T> (&acc)[M][O], con
 template <class T, int M, int O>
 __attribute__((noinline)) void narrow_block(const Multiply<T>& p, Index r, Index o) {
   constexpr int lanes = Simd<T>::lanes;
-  if (o == 0) fetch_next_tile<T>(p, r, M);
   Vec<T> acc[M][O] = {};
   dot_products<T, M, O>(acc, p.a + r * p.lda, p.lda, p.k, p.b, p.n, o);
   dot_products<T, M, O>(acc, p.a2 + r * p.lda2, p.lda2, p.k2, p.b2, p.n, o);
@@ -442,8 +445,12 @@ void narrow_columns(const Multiply<T>& p, Index o) {
     if (p.n - o < O) return narrow_columns<T, O - 1>(p, o);
   }
   constexpr int M = narrow_height(O);
+  NextTile tile = o == 0 ? NextTile::of(p, p.rows / M + 1) : NextTile{};
   Index r = 0;
-  for (; r + M <= p.rows; r += M) narrow_block<T, M, O>(p, r, o);
+  for (; r + M <= p.rows; r += M) {
+    tile.fetch();
+    narrow_block<T, M, O>(p, r, o);
+  }
   for (; r < p.rows; ++r) narrow_block<T, 1, O>(p, r, o);
 }
 
@@ -455,37 +462,51 @@ void multiply_narrow(const Multiply<T>& p) {
 
 // --- accumulate ----------------------------------------------------------------------------------
 
+// The first M rows and V vectors of G. It is fetched line by line while they are summed up, and added
+// at the end.
 template <class T, int M, int V>
-__attribute__((noinline)) void accumulate_block(const Accumulate<T>& p, Index o, Index i) {
-  Vec<T> acc[M][V];
-  T* g = p.g + o * p.ldg + i;
+__attribute__((noinline)) void accumulate_block(const Accumulate<T>& p) {
+  Vec<T> acc[M][V] = {};
+  const char* row = (const char*)p.g;
+  const char* line = row;
+  const auto fetch = [&] {
+    __builtin_prefetch(line, 1);
+    line += 64;
+    if (line - row >= V * NATGRAD_VECTOR_BYTES) line = row += p.ldg * (Index)sizeof(T);
+  };
+  outer_products<T, M, V, M>(acc, p.rows, p.d, p.ldd, 1, p.h, p.ldh, fetch);
+  read_again();
+  T* g = p.g;
 #pragma GCC unroll 12
-  for (int m = 0; m < M; ++m) {
+  for (int m = 0; m < M; ++m, g += p.ldg) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      acc[m][v] = p.overwrite ? Vec<T>{} : load<T>(g + m * p.ldg + v * Simd<T>::lanes);
-      __builtin_prefetch(g + (M + m) * p.ldg + v * Simd<T>::lanes, 1);  // the next block
+      T* to = g + v * Simd<T>::lanes;
+      store<T>(to, p.overwrite ? acc[m][v] : load<T>(to) + acc[m][v]);
     }
-  }
-  outer_products<T, M, V>(acc, p.rows, p.d + o, p.ldd, 1, p.h + i, p.ldh);
-#pragma GCC unroll 12
-  for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store<T>(g + m * p.ldg + v * Simd<T>::lanes, acc[m][v]);
   }
 }
 
+// All rows of V vectors of columns of G.
 template <class T, int V>
 void accumulate_columns(const Accumulate<T>& p, Index i) {
   constexpr int M = block_height(V);
+  Accumulate<T> at = p;  // what is left, from row o on
+  at.h += i;
+  at.g += i;
   Index o = 0;
-  for (; o + M <= p.out; o += M) accumulate_block<T, M, V>(p, o, i);
+  const auto next = [&](int rows) {
+    o += rows;
+    at.d += rows;
+    at.g += rows * p.ldg;
+  };
+  for (; o + M <= p.out; next(M)) accumulate_block<T, M, V>(at);
   if constexpr (M == 6) {
-    if (o + 5 == p.out) return accumulate_block<T, 5, V>(p, o, i);
+    if (o + 5 == p.out) return accumulate_block<T, 5, V>(at);
   }
-  for (; o + 4 <= p.out; o += 4) accumulate_block<T, 4, V>(p, o, i);
-  for (; o + 2 <= p.out; o += 2) accumulate_block<T, 2, V>(p, o, i);
-  for (; o < p.out; ++o) accumulate_block<T, 1, V>(p, o, i);
+  for (; o + 4 <= p.out; next(4)) accumulate_block<T, 4, V>(at);
+  for (; o + 2 <= p.out; next(2)) accumulate_block<T, 2, V>(at);
+  for (; o < p.out; next(1)) accumulate_block<T, 1, V>(at);
 }
 
 template <class T>
