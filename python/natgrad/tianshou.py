@@ -59,6 +59,7 @@ class NPG(host.NPG):
         return {
             "damping": self._damping,
             "cg_iterations": 10,
+            "solver": "cg",
             "cg_rtol": 0.0,
             "cg_atol": 1e-5,
             "step_size": self.trust_region_size,
