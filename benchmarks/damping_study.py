@@ -1,4 +1,4 @@
-"""How much damping, chosen how, and when to stop solving: what does it do to learning?
+"""Damping, and how accurately to solve: what do they do to learning?
 
     python benchmarks/damping_study.py [--seeds 5] [--steps 1.0] [--output FILE]
     python benchmarks/damping_study.py --damping fixed-0.1 adaptive-0.1 --stopping ten three
@@ -31,6 +31,8 @@ TASKS = {
     "Pendulum-v1": 100_000,
     "Hopper-v5": 300_000,
     "HalfCheetah-v5": 300_000,
+    "Walker2d-v5": 300_000,
+    "Swimmer-v5": 300_000,
 }
 DAMPING: dict[str, dict[str, Any]] = {
     "fixed-0.1": {"damping": 0.1},
@@ -52,6 +54,10 @@ STOPPING: dict[str, dict[str, Any]] = {
     "progress-0.01": {"cg_iterations": 30, "cg_progress_tolerance": 0.01},
     "ten-warm": {"cg_iterations": 10, "warm_start": True},
     "five-warm": {"cg_iterations": 5, "warm_start": True},
+    "kfac-one": {"preconditioner": "kfac", "cg_iterations": 1},
+    "kfac-two": {"preconditioner": "kfac", "cg_iterations": 2},
+    "kfac-three": {"preconditioner": "kfac", "cg_iterations": 3},
+    "kfac-ten": {"preconditioner": "kfac", "cg_iterations": 10},
 }
 COLUMNS = [
     "task", "damping", "stopping", "seed", "steps", "initial", "final", "products", "damping_used",
