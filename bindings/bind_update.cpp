@@ -368,6 +368,11 @@ an adaptive damping and the step of a warm start, is `state`.)")
                                                  preconditioner + "': the metric is one");
              }
              options.solver = solver_named(solver, true);
+             if (!options.damping_metric.empty() && options.solver != Solver::automatic &&
+                 options.solver != Solver::conjugate_gradient) {
+               wrong_value("damping_metric",
+                           "want solver auto or cg with it, got '" + solver + "'");
+             }
              return std::make_unique<PyTrustRegionUpdate>(options);
            }),
            py::arg("max_kl") = defaults.max_kl, py::arg("damping") = defaults.damping,

@@ -71,7 +71,8 @@ def test_halfcheetah_improves_in_processes_and_stays_within_its_trust_region():
 # Options ---------------------------------------------------------------------------------------
 
 WITH_ADAM = {"critic": "adam"}
-WITH_BACKTRACKING = {"max_kl": 5.0, "damping": 1e-5}
+WITH_CG = {"solver": "cg"}  # problems as small as these are solved directly
+WITH_BACKTRACKING = {"max_kl": 5.0, "damping": 1e-5, **WITH_CG}
 CHANGES = {  # option: another value, and options without which it would mean nothing
     "seed": (1, {}),
     "n_envs": (2, {}),
@@ -99,18 +100,18 @@ CHANGES = {  # option: another value, and options without which it would mean no
     "critic_learning_rate": (0.1, WITH_ADAM),
     "max_kl": (0.05, {}),
     "damping": (1.0, {}),
-    "cg_iterations": (1, {}),
-    "cg_rtol": (0.9, {}),
-    "cg_progress_tolerance": (0.1, {}),
-    "cg_progress_window": (1, {"cg_progress_tolerance": 0.05}),
-    "warm_start": (True, {}),
+    "cg_iterations": (1, WITH_CG),
+    "cg_rtol": (0.9, WITH_CG),
+    "cg_progress_tolerance": (0.1, WITH_CG),
+    "cg_progress_window": (1, {"cg_progress_tolerance": 0.05, **WITH_CG}),
+    "warm_start": (True, WITH_CG),
     "damping_mode": ("trace", {}),
     "damping_min": (0.09, {"damping_mode": "adaptive"}),
     "damping_max": (0.1, {"damping_mode": "adaptive", **WITH_BACKTRACKING, "damping": 0.1}),
-    "solver": ("direct", {"hidden": (4,)}),
-    "preconditioner": ("kfac", {}),
-    "kfac_every": (4, {"preconditioner": "kfac"}),
-    "nystrom_rank": (5, {"preconditioner": "nystrom"}),
+    "solver": ("cg", {}),
+    "preconditioner": ("kfac", WITH_CG),
+    "kfac_every": (4, {"preconditioner": "kfac", **WITH_CG}),
+    "nystrom_rank": (5, {"preconditioner": "nystrom", **WITH_CG}),
     "fisher": ("empirical", {}),
     "curvature_fraction": (0.2, {}),
     "line_search_shrink": (0.3, WITH_BACKTRACKING),

@@ -337,6 +337,24 @@ def test_conjugate_gradients_take_over_where_there_is_no_such_form(options, solv
     assert (report.cg.iterations > 0) == (solver == "cg")
 
 
+def test_a_form_that_fails_leaves_the_start_of_a_warm_solve_alone():
+    steps = []
+    for solver in ("cg", "sample"):  # which rounding forbids
+        p = make_problem("gaussian", hidden=(3,), dtype="float32", count=60)
+        update = core.TrustRegionUpdate(
+            solver=solver, damping=1e-12, warm_start=True, cg_iterations=5, max_kl=1e-4
+        )
+        for _ in range(3):
+            assert update(p.core, p.batch).solver == "cg"
+        steps.append(p.core.parameters - p.theta)
+    np.testing.assert_array_equal(*steps)
+
+
+def test_a_metric_is_refused_beside_a_direct_form():
+    with pytest.raises(ValueError, match="damping_metric: want solver auto or cg with it, got"):
+        core.TrustRegionUpdate(damping_metric=np.ones(3), solver="direct")
+
+
 def test_an_update_that_rounding_keeps_from_a_direct_form_goes_by_conjugate_gradients():
     p = make_problem("gaussian", hidden=(3,), dtype="float32", count=60)
     report = core.TrustRegionUpdate(solver="sample", damping=1e-12)(p.core, p.batch)

@@ -406,13 +406,13 @@ namespace {
 // in multiply-adds of a layer's matrix product.
 constexpr double kCholesky = 2.2;  // one in double
 constexpr double kEigen = 150;     // of P^3, to take a matrix apart
-// The dense form: a call; an element of F; of a row: itself, a column k, a value that is turned, a
-// product of two of them, a multiply-add with one of these.
-constexpr double kDense = 71000, kElement = 300, kDenseRow = 440, kDenseColumn = 490, kTurned = 82;
-constexpr double kOuter = 7.6, kInner = 1.63;
+// The dense form: a call; a parameter; an element of F; of a row: itself, a column k, a value that is
+// turned, a product of two of them, a multiply-add with one of these.
+constexpr double kDense = 71000, kDenseParameter = 8000, kElement = 250;
+constexpr double kDenseRow = 2000, kDenseColumn = 490, kTurned = 82, kOuter = 7.6, kInner = 1.63;
 // The sample form: a call, a parameter, an element of J J' and of each layer in it, a multiply-add,
 // a value that is turned; of two products.
-constexpr double kSample = 300000, kSampleParameter = 140, kGramElement = 162, kGramLayer = 18.8;
+constexpr double kSample = 150000, kSampleParameter = 140, kGramElement = 162, kGramLayer = 18.8;
 constexpr double kGram = 0.4, kSampleTurned = 193, kSampleSweeps = 0.43;
 }  // namespace
 
@@ -449,7 +449,7 @@ double DirectSolver<T>::cost(Solver form, const Linearization<T>& network, Index
            n * size * kGram * inputs / 2 + kSampleTurned * (size * outputs + n * inputs) +
            kSampleSweeps * network.cost(columns, 2);
   }
-  return kDense + kElement * parameters * parameters +
+  return kDense + (kDenseParameter + kElement * parameters) * parameters +
          (damped ? cholesky : kEigen) * cube(parameters) +
          n * (kDenseRow + kDenseColumn * k + kTurned * (inputs + k * outputs) +
               kOuter * (inner + k * outer) + kInner * products);

@@ -11,8 +11,9 @@ using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::Ro
 // Rows whose Khatri-Rao products are formed at once for a dense matrix.
 constexpr Index kChunkRows = 256;
 
-// Multiply-adds of the kernels that take as long as a value of a softmax's root (eq. 6).
-constexpr double kSoftmaxRoot = 560;
+// The cost model, fitted to `benchmarks/solver_choice.py`: multiply-adds of the kernels that take as
+// long as a value of a softmax's root (eq. 6); what a series of sweeps takes of its own model's time.
+constexpr double kSoftmaxRoot = 320, kSeries = 0.92;
 
 // +1 or -1 for each column, a function of row and column alone: the bits of SplitMix64 (Steele, Lea
 // and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
@@ -95,7 +96,7 @@ double Fisher<T>::cost(Solver solver, double more_damping, int series) const {
   const bool damped = damping + more_damping > 0;
   const Index rows = policy_->network.rows();
   if (solver == Solver::conjugate_gradient) {
-    const double sweeps = policy_->network.cost(adjoint_columns(), series);
+    const double sweeps = kSeries * policy_->network.cost(adjoint_columns(), series);
     const bool gram =
         is_linear_gaussian() && LinearGaussian<T>::pays(*policy_->policy, rows, series);
     return gram ? LinearGaussian<T>::cost_of_products(*policy_->policy, rows, series) : sweeps;

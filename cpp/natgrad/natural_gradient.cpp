@@ -247,14 +247,14 @@ void TrustRegionUpdate<T>::solve(double terms, double* x, UpdateReport* report) 
                           ? fisher_.choose(options_.solver, damping, options_.cg_iterations)
                           : Solver::conjugate_gradient;
   if (form != Solver::conjugate_gradient) {
+    cg_.p.resize(n);  // x may be a warm start, which is kept until there is a solution
     cg_.q.resize(n);
-    double* fx = cg_.q.data();
-    if (fisher_.solve(form, g, damping, x, fx)) {
+    if (fisher_.solve(form, g, damping, cg_.p.data(), cg_.q.data())) {
+      std::copy_n(cg_.p.data(), n, x);
       report->solver = form;
-      summary = summarize_solution(g, x, fx, damping, n);
+      summary = summarize_solution(g, x, cg_.q.data(), damping, n);
       return;
     }
-    warm_ = false;  // its start was in x
   }
   Stopwatch watch;
   Preconditioner* const m = precondition(damping);
