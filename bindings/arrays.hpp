@@ -30,11 +30,18 @@ std::string dtype_name() {
 
 // Any array of real numbers; `integral` asks for whole numbers.
 inline py::array numeric_array(py::handle given, const std::string& name, bool integral = false) {
-  py::array a = py::array::ensure(given);
-  if (!a) {
-    PyErr_Clear();
-    throw py::type_error(name + ": want an array of numbers, got " +
-                         py::str(py::type::of(given).attr("__name__")).cast<std::string>());
+  py::array a;
+  if (py::isinstance<py::array>(given)) {
+    a = py::reinterpret_borrow<py::array>(given);
+  } else {
+    const bool only_dlpack = py::hasattr(given, "__dlpack__") && !py::hasattr(given, "__array__");
+    try {
+      a = py::module_::import("numpy").attr(only_dlpack ? "from_dlpack" : "asarray")(given);
+    } catch (py::error_already_set& error) {
+      throw py::type_error(name + ": want an array of numbers, got " +
+                           py::str(py::type::of(given).attr("__name__")).cast<std::string>() +
+                           ": " + py::str(error.value()).cast<std::string>());
+    }
   }
   const char kind = a.dtype().kind();
   const bool whole = kind == 'i' || kind == 'u' || kind == 'b';

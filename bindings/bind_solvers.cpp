@@ -42,7 +42,7 @@ std::string message_of(const CgSummary& s) {
 CgResult solve(py::handle a, py::handle given_b, py::handle given_x0, double damping, double rtol,
                double atol, int max_iterations, py::handle preconditioner, int residual_replacement,
                double progress_tolerance, int progress_window, bool scale_x0) {
-  const auto b = vector_of<double>(given_b, "b", -1);
+  const auto b = vector_of<double>(on_host(given_b), "b", -1);
   const Index n = b.size();
   if (n == 0) wrong_value("b", "want at least one value, got shape (0,)");
   CgOptions options;
@@ -59,13 +59,15 @@ CgResult solve(py::handle a, py::handle given_b, py::handle given_x0, double dam
   if (given_x0.is_none()) {
     std::fill_n(x, n, 0.0);
   } else {
-    const auto x0 = vector_of<double>(given_x0, "x0", n);
+    const auto x0 = vector_of<double>(on_host(given_x0), "x0", n);
     std::copy_n(x0.data(), n, x);
   }
-  const OperatorFromPython op = make_operator(a, n, "A", options.max_iterations);
+  const py::object tensor =
+      is_tensor(given_b) ? py::reinterpret_borrow<py::object>(given_b) : py::object(py::none());
+  const OperatorFromPython op = make_operator(a, n, "A", options.max_iterations, tensor);
   std::optional<OperatorFromPython> inverse;
   if (!preconditioner.is_none()) {
-    inverse = make_operator(preconditioner, n, "preconditioner", options.max_iterations);
+    inverse = make_operator(preconditioner, n, "preconditioner", options.max_iterations, tensor);
   }
 
   CgScratch scratch;
@@ -93,6 +95,16 @@ std::string message_of(const LineSearchSummary& s) {
 }
 
 }  // namespace
+
+Candidate candidate_of(const py::object& result) {
+  try {
+    const auto [improvement, kl] = result.cast<std::pair<double, double>>();
+    return {improvement, kl};
+  } catch (const py::cast_error&) {
+    throw py::type_error("evaluate: want it to return (improvement, kl), two numbers; got " +
+                         py::repr(result).cast<std::string>());
+  }
+}
 
 LineSearchOptions line_search_options(double shrink, int max_backtracks, double accept_ratio) {
   LineSearchOptions options;
@@ -165,6 +177,7 @@ Parameters
 A : Fisher, (n, n) array, operator with `matvec`, scipy.sparse matrix, or callable v -> A v
     For the first two there is no Python in the loop and the GIL is released.
 b : (n,)
+    If it is a torch tensor, callables are given tensors of its dtype and device.
 x0 : (n,), optional
     Start; 0 by default. Not overwritten.
 damping : float >= 0
@@ -235,17 +248,7 @@ accept_ratio : float, 0 <= accept_ratio < 1
         const LineSearchOptions options = line_search_options(shrink, max_backtracks, accept_ratio);
         number(expected_improvement, "expected_improvement", true, "a finite number");
         positive(max_kl, "max_kl");
-        const auto call = [&](double fraction) {
-          const py::object result = evaluate(fraction);
-          try {
-            const auto [improvement, kl] = result.cast<std::pair<double, double>>();
-            return Candidate{improvement, kl};
-          } catch (const py::cast_error&) {
-            throw py::type_error(
-                "evaluate: want it to return (improvement, kl), two numbers; got " +
-                py::repr(result).cast<std::string>());
-          }
-        };
+        const auto call = [&](double fraction) { return candidate_of(evaluate(fraction)); };
         return backtracking_line_search(call, expected_improvement, max_kl, options);
       },
       py::arg("evaluate"), py::arg("expected_improvement"), py::arg("max_kl"),

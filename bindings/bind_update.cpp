@@ -4,7 +4,7 @@
 #include <optional>
 
 #include "natgrad/natural_gradient.hpp"
-#include "py_fisher.hpp"
+#include "py_operator.hpp"
 
 namespace natgrad::bindings {
 
@@ -92,6 +92,42 @@ UpdateReport run_update(Update& self, const PyPolicy& policy, py::handle batch) 
   });
 }
 
+// The box with functions of Python for the policy, who holds the GIL throughout.
+UpdateReport run_step(PyTrustRegionUpdate& self, py::handle gradient, py::handle fisher,
+                      const py::function& evaluate, int dimensions, double surrogate) {
+  const TrustRegionOptions options = self.options();
+  if (options.preconditioner != PreconditionerKind::none || options.warm_start ||
+      options.damping_mode != DampingMode::fixed || !options.damping_metric.empty()) {
+    wrong_value("fisher",
+                "want an update without preconditioner, warm start, damping_metric and "
+                "with damping_mode 'fixed' for an operator of one's own");
+  }
+  const auto g = vector_of<double>(gradient, "gradient", -1, false);
+  const Index n = g.size();
+  if (n == 0) wrong_value("gradient", "want at least one value, got shape (0,)");
+  at_least(dimensions, 1, "dimensions");
+  const OperatorFromPython product = make_operator(fisher, n, "fisher", options.cg_iterations);
+  Buffer<double> x(n);
+  CgScratch scratch;
+  const auto solve = [&](double terms, double* solution, UpdateReport* report) {
+    report->damping = terms * options.damping;
+    report->cg = conjugate_gradient(product.apply, n, g.data(), solution,
+                                    cg_options(options, report->damping), nullptr, &scratch);
+  };
+  const auto candidate = [&](double fraction) {
+    py::array_t<double> step(n);
+    for (Index i = 0; i < n; ++i) step.mutable_data()[i] = fraction * x[i];
+    return candidate_of(evaluate(step));
+  };
+  UpdateReport report;
+  report.surrogate = surrogate;
+  if (usable_gradient(g.data(), n, 0, &report)) {
+    trust_region_step(options, dimensions, n, g.data(), solve, candidate, x.data(), &report);
+  }
+  report.timings.total = report.timings.solve + report.timings.search;
+  return report;
+}
+
 std::string status_name(UpdateStatus status) {
   switch (status) {
     case UpdateStatus::ACCEPTED:
@@ -119,16 +155,17 @@ py::dict timings_of(const UpdateReport& r) {
 
 py::dict report_dict(const UpdateReport& r) {
   using namespace py::literals;
-  py::dict all(
-      "status"_a = status_name(r.status), "message"_a = std::string(r.message.data()),
-      "kl"_a = r.kl, "improvement"_a = r.improvement,
-      "expected_improvement"_a = r.expected_improvement, "step_fraction"_a = r.step_fraction,
-      "backtracks"_a = r.backtracks, "surrogate"_a = r.surrogate, "entropy"_a = r.entropy,
-      "gradient_norm"_a = r.gradient_norm, "step_norm"_a = r.step_norm, "damping"_a = r.damping,
-      "reduction_ratio"_a = r.reduction_ratio, "cg_status"_a = py::cast(r.cg.status).attr("name"),
-      "solver"_a = name_of(r.solver), "preconditioner"_a = name_of(r.preconditioner),
-      "cg_iterations"_a = r.cg.iterations, "cg_products"_a = r.cg.products,
-      "cg_relative_residual"_a = r.cg.relative_residual(), "cg_model_value"_a = r.cg.model_value);
+  py::dict all("status"_a = status_name(r.status), "message"_a = std::string(r.message.data()),
+               "kl"_a = r.kl, "improvement"_a = r.improvement,
+               "expected_improvement"_a = r.expected_improvement,
+               "step_fraction"_a = r.step_fraction, "step_scale"_a = r.step_scale,
+               "backtracks"_a = r.backtracks, "surrogate"_a = r.surrogate, "entropy"_a = r.entropy,
+               "gradient_norm"_a = r.gradient_norm, "step_norm"_a = r.step_norm,
+               "damping"_a = r.damping, "reduction_ratio"_a = r.reduction_ratio,
+               "cg_status"_a = py::cast(r.cg.status).attr("name"), "solver"_a = name_of(r.solver),
+               "preconditioner"_a = name_of(r.preconditioner), "cg_iterations"_a = r.cg.iterations,
+               "cg_products"_a = r.cg.products, "cg_relative_residual"_a = r.cg.relative_residual(),
+               "cg_model_value"_a = r.cg.model_value);
   for (const auto& [name, seconds] : timings_of(r)) {
     all[("seconds_" + name.cast<std::string>()).c_str()] = seconds;
   }
@@ -181,6 +218,8 @@ void bind_update(py::module_& m) {
                     "g'd, what the gradient predicts for the full step.")
       .def_readonly("step_fraction", &UpdateReport::step_fraction,
                     "Of the full step; 0 unless accepted.")
+      .def_readonly("step_scale", &UpdateReport::step_scale,
+                    "What the solution is multiplied with for the full step.")
       .def_readonly("backtracks", &UpdateReport::backtracks, "Candidates rejected.")
       .def_readonly("surrogate", &UpdateReport::surrogate, "L at the old parameters (eq. 8).")
       .def_readonly("gradient_norm", &UpdateReport::gradient_norm, "||g||.")
@@ -258,6 +297,15 @@ solver : {'auto', 'cg', 'direct', 'kronecker', 'dense', 'sample'}
     By conjugate gradients, or without iterations: in a form of `Fisher.solve`, or in the fastest
     ('direct'). 'auto' takes what a cost model says is faster than cg_iterations products. Conjugate
     gradients take over where there is no such form or rounding forbids it; `report.solver` tells.
+cg_atol : float >= 0
+    Conjugate gradients stop at a residual of max(cg_rtol ||g||, cg_atol).
+kl_reduction : {'sum', 'mean'}
+    'mean' averages over the dimensions of an action: KL and F are divided by their number, so max_kl
+    and damping weigh that much more.
+kl_direction : {'old_new', 'new_old'}
+    Which divergence max_kl bounds.
+step_size : float > 0, optional
+    The step is step_size * x, whatever max_kl says; a line search still bounds its KL.
 
 Call it as update(policy, batch) with a `Batch`; returns an UpdateReport. Transactional: parameters
 change only if the status is ACCEPTED. Bad arrays raise ValueError or TypeError before anything
@@ -270,7 +318,10 @@ an adaptive damping and the step of a warm start, is `state`.)")
                        const std::string& preconditioner, Index kfac_every, Index nystrom_rank,
                        double cg_progress_tolerance, int cg_progress_window, bool warm_start,
                        const std::string& damping_mode, double damping_min, double damping_max,
-                       py::handle damping_metric, const std::string& solver) {
+                       py::handle damping_metric, const std::string& solver,
+
+                       double cg_atol, const std::string& kl_reduction,
+                       const std::string& kl_direction, std::optional<double> step_size) {
              TrustRegionOptions options;
              options.max_kl = positive(max_kl, "max_kl");
              options.damping = non_negative(damping, "damping");
@@ -296,6 +347,16 @@ an adaptive damping and the step of a warm start, is `state`.)")
                number(damping, "damping", damping >= damping_min && damping <= damping_max,
                       "a number between damping_min and damping_max, to be adapted");
              }
+             options.cg_atol = non_negative(cg_atol, "cg_atol");
+             if (kl_reduction != "sum" && kl_reduction != "mean") {
+               wrong_value("kl_reduction", "want sum or mean, got '" + kl_reduction + "'");
+             }
+             if (kl_direction != "old_new" && kl_direction != "new_old") {
+               wrong_value("kl_direction", "want old_new or new_old, got '" + kl_direction + "'");
+             }
+             if (kl_reduction == "mean") options.kl_reduction = KlReduction::mean;
+             if (kl_direction == "new_old") options.kl_direction = KlDirection::new_old;
+             if (step_size.has_value()) options.step_size = positive(*step_size, "step_size");
              options.damping_metric = damping_metric_of(damping_metric);
              if (!options.damping_metric.empty() && options.damping_mode == DampingMode::trace) {
                wrong_value("damping_metric",
@@ -323,12 +384,42 @@ an adaptive damping and the step of a warm start, is `state`.)")
            py::arg("warm_start") = defaults.warm_start, py::arg("damping_mode") = "fixed",
            py::arg("damping_min") = defaults.damping_rule.low,
            py::arg("damping_max") = defaults.damping_rule.high,
-           py::arg("damping_metric") = py::none(), py::arg("solver") = "auto")
+           py::arg("damping_metric") = py::none(), py::arg("solver") = "auto",
+           py::arg("cg_atol") = defaults.cg_atol, py::arg("kl_reduction") = "sum",
+           py::arg("kl_direction") = "old_new", py::arg("step_size") = py::none())
       .def_property(
           "state", &PyTrustRegionUpdate::state, &PyTrustRegionUpdate::set_state,
           "float64 vector; save it and assign it to go on where an update stopped. Empty\n"
           "unless the damping is adaptive or the start warm.")
-      .def("__call__", &run_update<PyTrustRegionUpdate>, py::arg("policy"), py::arg("batch"));
+      .def("__call__", &run_update<PyTrustRegionUpdate>, py::arg("policy"), py::arg("batch"))
+      .def_property_readonly(
+          "kl_direction",
+          [](PyTrustRegionUpdate& self) {
+            return self.options().kl_direction == KlDirection::old_new ? "old_new" : "new_old";
+          },
+          "As given.")
+      .def("step", &run_step, py::arg("gradient"), py::arg("fisher"), py::arg("evaluate"),
+           py::arg("dimensions") = 1, py::arg("surrogate") = 0.0,
+           R"(The same update for a policy that is not the core's, given by its functions.
+
+Parameters
+----------
+gradient : (P,)
+    g at the present parameters.
+fisher : operator of any kind that `conjugate_gradient` takes
+    F there, without damping and summed over the dimensions of an action.
+evaluate : callable (P,) -> (improvement, kl)
+    Moves the policy to its old parameters plus the step given; KL summed likewise, in the direction
+    of `kl_direction`.
+dimensions : int >= 1
+    Of an action: what kl_reduction='mean' divides by.
+surrogate : float
+    L at the present parameters, for the report.
+
+Returns an UpdateReport. If it is ACCEPTED, the policy is where it is to be; if not, or if a function
+raised, the caller puts it back. `fisher`, `curvature_fraction` and `normalize_advantages` of the
+constructor are the functions' business here; preconditioners, warm starts, a metric and damping other
+than fixed raise ValueError.)");
 
   const PolicyGradientOptions plain;
   py::class_<PyPolicyGradientUpdate>(m, "PolicyGradientUpdate",

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "arrays.hpp"
+#include "natgrad/line_search.hpp"
 #include "natgrad/policy.hpp"
 #include "natgrad/value_function.hpp"
 
@@ -76,6 +77,10 @@ class AnyAlgorithm : public ZeroedUntilConstructed {
     return f(typed<T>());
   }
 
+  typename Algorithm<float>::Options options() {
+    const std::lock_guard lock(mutex_);
+    return visit([](auto& a) { return a.options(); });
+  }
   py::array_t<double> state() {
     const std::lock_guard lock(mutex_);
     const std::vector<double> state = visit([](auto& a) { return a.state(); });
@@ -121,6 +126,8 @@ class AnyAlgorithm : public ZeroedUntilConstructed {
   std::variant<std::unique_ptr<Algorithm<float>>, std::unique_ptr<Algorithm<double>>> algorithm_;
   std::mutex mutex_;
 };
+
+Candidate candidate_of(const py::object& result);  // of a function evaluate() in Python
 
 void bind_random(py::module_& m);
 void bind_distribution(py::module_& m);

@@ -51,9 +51,22 @@ struct OperatorFromPython {
   bool compiled = false;
 };
 
-// `products` is how many may be asked for.
+// A tensor of torch, without importing torch.
+inline bool is_tensor(py::handle a) {
+  const py::dict modules = py::module_::import("sys").attr("modules");
+  return modules.contains("torch") && py::isinstance(a, modules["torch"].attr("Tensor"));
+}
+
+// Tensors may have a history or live on a device, which NumPy refuses; others pass as they are.
+inline py::object on_host(py::handle a) {
+  if (is_tensor(a)) return a.attr("detach")().attr("cpu")();
+  return py::reinterpret_borrow<py::object>(a);
+}
+
+// `products` is how many may be asked for. Functions of Python are given arrays, or tensors like
+// `tensor`.
 inline OperatorFromPython make_operator(py::handle a, Index n, const std::string& name,
-                                        int products) {
+                                        int products, const py::object& tensor = py::none()) {
   if (py::isinstance<PyFisher>(a)) {
     auto& fisher = a.cast<PyFisher&>();
     if (fisher.size() != n) {
@@ -73,18 +86,21 @@ inline OperatorFromPython make_operator(py::handle a, Index n, const std::string
     return {[&preconditioner](const double* x, double* y) { preconditioner.apply(x, y); }, true};
   }
   // Foreign operators are given a copy of the vector: they may keep it.
-  const auto from_callable = [n, name](py::object call) -> OperatorFromPython {
-    return {[call = std::move(call), n, name](const double* x, double* y) {
-              const auto result =
-                  vector_of<double>(call(py::array_t<double>(n, x)), name + "(v)", n, false);
+  const auto from_callable = [n, name, tensor](py::object call) -> OperatorFromPython {
+    return {[call = std::move(call), n, name, tensor](const double* x, double* y) {
+              py::object v = py::array_t<double>(n, x);
+              if (!tensor.is_none()) {
+                v = py::module_::import("torch").attr("from_dlpack")(v).attr("to")(tensor);
+              }
+              const auto result = vector_of<double>(on_host(call(v)), name + "(v)", n, false);
               std::copy_n(result.data(), n, y);
             },
             false};
   };
   if (py::hasattr(a, "matvec")) return from_callable(a.attr("matvec"));
-  if (py::hasattr(a, "__array_priority__") == false || py::isinstance<py::array>(a)) {
+  if (!py::hasattr(a, "__array_priority__") || py::hasattr(a, "__array__")) {
     if (!PyCallable_Check(a.ptr())) {
-      const py::array raw = numeric_array(a, name);
+      const py::array raw = numeric_array(on_host(a), name);
       if (raw.ndim() != 2 || raw.shape(0) != n || raw.shape(1) != n) {
         wrong_value(name, "want shape (" + std::to_string(n) + ", " + std::to_string(n) +
                               ") to match b, got " + shape_text(raw));

@@ -456,6 +456,10 @@ def trust_region_update(
     damped_step=False,
     damping_metric=None,  # diagonal of D in (F + damping D) x = g
     start=None,  # of conjugate gradients, in any length
+    cg_atol=0.0,
+    kl_reduction="sum",
+    kl_direction="old_new",
+    step_size=None,
 ) -> Update:
     """Algorithm box of the method, with a dense matrix."""
     if normalize_advantages:
@@ -470,6 +474,8 @@ def trust_region_update(
         matrix = policy.fisher(theta, observations[rows])
     else:
         matrix = policy.empirical_fisher(theta, observations[rows], actions[rows])
+    dimensions = np.atleast_2d(actions.T).shape[0] if kl_reduction == "mean" else 1
+    matrix = matrix / dimensions
     metric = np.ones(len(theta)) if damping_metric is None else damping_metric
     damped = matrix + damping * np.diag(metric)
 
@@ -484,18 +490,20 @@ def trust_region_update(
         (gradient - damped @ x) / root,
         budget,
         0.0,
-        cg_rtol * np.linalg.norm(gradient / root),
+        max(cg_rtol * np.linalg.norm(gradient / root), cg_atol),
     )
     x = x + correction / root
     curvature = x @ (damped if damped_step else matrix) @ x
-    full_step = np.sqrt(2.0 * max_kl / curvature) * x
+    full_step = (np.sqrt(2.0 * max_kl / curvature) if step_size is None else step_size) * x
     expected = gradient @ full_step
     before = surrogate(policy, theta, observations, actions, advantages, log_probs)
 
     def evaluate(fraction):
         new = theta + fraction * full_step
         after = surrogate(policy, new, observations, actions, advantages, log_probs)
-        return new, after - before, np.mean(policy.kl(new, observations, theta))
+        first, second = (theta, new) if kl_direction == "old_new" else (new, theta)
+        kl = np.mean(policy.kl(second, observations, first)) / dimensions
+        return new, after - before, kl
 
     facts = {
         "expected_improvement": expected,

@@ -146,6 +146,18 @@ OPTIONS = {
         "fisher": "empirical",
         "cg_iterations": 5,
     },
+    "absolute tolerance": {"cg_rtol": 0.0, "cg_atol": 0.05},
+    "averaged over dimensions": {"kl_reduction": "mean"},
+    "the other divergence": {"kl_direction": "new_old", "max_kl": 0.5},
+    "as sb3-contrib": {
+        "kl_reduction": "mean",
+        "kl_direction": "new_old",
+        "cg_rtol": 0.0,
+        "cg_atol": 1e-5,
+        "damped_step": True,
+        "max_kl": 0.2,
+    },
+    "a fixed step": {"step_size": 0.03, "line_search": None, "kl_reduction": "mean"},
 }
 
 
@@ -252,6 +264,8 @@ def test_the_report_holds_every_quantity_that_one_may_want_to_log():
     step = p.core.parameters - theta
     np.testing.assert_allclose(report.gradient_norm, np.linalg.norm(want.gradient), rtol=1e-10)
     np.testing.assert_allclose(report.step_norm, np.linalg.norm(step), rtol=1e-8)
+    scaled = report.step_fraction * report.step_scale * want.solution
+    np.testing.assert_allclose(step, scaled, rtol=1e-6, atol=1e-10)
     assert np.isfinite(report.surrogate)
     assert (
         min(abs(report.entropy - e) for e in (entropy, p.core.entropy(p.observations).mean()))
@@ -298,6 +312,9 @@ def test_the_report_as_a_dictionary_is_flat_and_has_every_number():
         {"fisher": "empirical"},
         {"curvature_fraction": 0.3},
         {"damped_step": True},
+        {"cg_rtol": 0.0, "cg_atol": 0.1},
+        {"kl_reduction": "mean"},
+        {"step_size": 0.01},
         {"cg_progress_tolerance": 0.05},
         {"damping_mode": "trace"},
         {"damping_metric": np.linspace(0.5, 2.0, 96)},
@@ -312,6 +329,106 @@ def test_every_option_changes_the_step(options):
         assert core.TrustRegionUpdate(**chosen)(p.core, batch_of(p)).accepted
         steps.append(p.core.parameters - p.theta)
     assert relative_error(steps[1], steps[0]) > 1e-6
+
+
+def test_averaging_over_dimensions_is_a_larger_bound_and_more_damping():
+    steps = []
+    for options in (
+        {"max_kl": 0.01, "damping": 0.2, "kl_reduction": "mean"},
+        {"max_kl": 0.03, "damping": 0.6},  # three dimensions
+    ):
+        p = make_problem("gaussian", count=64)
+        report = core.TrustRegionUpdate(**options)(p.core, batch_of(p))
+        steps.append((report.kl / options["max_kl"], *p.core.parameters))
+    np.testing.assert_allclose(steps[0], steps[1], rtol=1e-10)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_bound_holds_in_the_direction_asked_for(distribution, dtype):
+    found = {}
+    for direction in ("old_new", "new_old"):
+        p = make_problem(distribution, dtype=dtype, count=64)
+        report = core.TrustRegionUpdate(
+            max_kl=2.0, kl_direction=direction, line_search=core.LineSearch(max_backtracks=40)
+        )(p.core, batch_of(p))
+        assert report.accepted
+        moved = p.core.parameters.copy()
+        forward = p.core.kl(p.observations, p.theta).mean()
+        p.core.parameters = p.theta
+        backward = p.core.kl(p.observations, moved).mean()
+        found[direction] = report.kl
+        want = {"old_new": forward, "new_old": backward}[direction]
+        np.testing.assert_allclose(report.kl, want, rtol=1e-9 if dtype == "float64" else 1e-2)
+        assert abs(forward - backward) > 0.02 * forward
+    assert found["old_new"] != found["new_old"]
+
+
+# ---------------------------------------------------------------- the same, given by functions
+
+
+def functions_of(p, direction="old_new"):
+    """Gradient, product and evaluation of the oracle's policy."""
+    theta, observations = p.theta, p.observations
+    log_probs = p.oracle.log_prob(theta, observations, p.actions)
+    F = p.oracle.fisher(theta, observations)
+
+    def evaluate(step):
+        new = theta + step
+        ratio = np.exp(p.oracle.log_prob(new, observations, p.actions) - log_probs)
+        first, second = (theta, new) if direction == "old_new" else (new, theta)
+        kl = np.mean(p.oracle.kl(second, observations, first))
+        return np.mean((ratio - 1) * p.advantages), kl
+
+    gradient = p.oracle.score(theta, observations, p.actions, p.advantages)
+    return gradient, lambda v: F @ v, evaluate
+
+
+BATCHWISE = {"fisher", "curvature_fraction", "normalize_advantages"}  # the functions' business
+STEP_OPTIONS = [name for name in OPTIONS if not BATCHWISE & set(OPTIONS[name])]
+
+
+@pytest.mark.parametrize("options", STEP_OPTIONS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_an_update_given_by_functions_is_the_same_update(distribution, options):
+    p = make_problem(distribution, count=43, seed=2)
+    update = core.TrustRegionUpdate(**OPTIONS[options])
+    dimensions = p.core.distribution.action_size
+    surrogate = np.mean(p.advantages)
+    found = update.step(*functions_of(p, update.kl_direction), dimensions, surrogate)
+    want = update(p.core, batch_of(p))
+    for name in ("status", "backtracks", "step_fraction"):
+        assert getattr(found, name) == getattr(want, name)
+    numbers = ("kl", "improvement", "expected_improvement", "gradient_norm", "step_norm")
+    for name in (*numbers, "surrogate"):
+        np.testing.assert_allclose(getattr(found, name), getattr(want, name), rtol=1e-6)
+    np.testing.assert_allclose(found.cg.quadratic_form, want.cg.quadratic_form, rtol=1e-6)
+    assert found.timings["total"] >= found.timings["solve"] > 0
+
+
+def test_functions_that_fail_end_in_a_status_or_reach_the_caller():
+    p = make_problem("gaussian", count=43)
+    update = core.TrustRegionUpdate()
+    gradient, product, evaluate = functions_of(p)
+    statuses = {
+        Status.ZERO_GRADIENT: (0 * gradient, product, evaluate),
+        Status.NON_FINITE: (gradient, product, lambda step: (np.nan, 0.0)),
+        Status.NOT_POSITIVE_DEFINITE: (gradient, lambda v: np.nan * v, evaluate),
+        Status.LINE_SEARCH_FAILED: (gradient, product, lambda step: (1.0, 9.0)),
+    }
+    for status, functions in statuses.items():
+        assert update.step(*functions).status == status
+    assert update.step(np.nan * gradient, product, evaluate).status == Status.NON_FINITE
+    with pytest.raises(TypeError, match="evaluate"):
+        update.step(gradient, product, lambda step: None)
+    with pytest.raises(ZeroDivisionError):
+        update.step(gradient, lambda v: 1 / 0, evaluate)
+    with pytest.raises(ValueError, match="fisher"):
+        update.step(gradient, np.eye(3), evaluate)
+    with pytest.raises(ValueError, match="dimensions"):
+        update.step(gradient, product, evaluate, 0)
+    with pytest.raises(ValueError, match="gradient"):
+        update.step([], product, evaluate)
 
 
 def test_without_a_line_search_the_full_step_is_taken_whatever_its_kl():
@@ -528,6 +645,31 @@ def test_a_collapsed_or_exploded_std_never_leaves_a_broken_policy(log_std, dtype
             assert np.isfinite(report.improvement)
         else:
             unchanged(p, before)
+
+
+@pytest.mark.parametrize("state_dependent", [False, True])
+def test_actions_that_differ_from_the_means_by_rounding_alone_teach_nothing(state_dependent):
+    """As when somebody else computed the means: (a - mu) / sigma is large, and only rounding."""
+    kind = core.DiagonalGaussian(3, state_dependent_std=state_dependent)
+    policy = core.Policy(4, kind, hidden=(32,), seed=1, log_std_init=-25.0, output_scale=1e-3)
+    rng = np.random.default_rng(0)
+    observations = rng.normal(size=(64, 4)).astype(np.float32)
+    means = policy.outputs(observations)[:, :3]
+    actions = np.nextafter(means, np.where(rng.random(means.shape) < 0.5, -np.inf, np.inf))
+    before = policy.parameters.copy()
+    batch = SimpleNamespace(
+        observations=observations,
+        actions=actions.astype(np.float32),
+        advantages=rng.normal(size=64),
+        log_probs=None,
+    )
+    report = core.TrustRegionUpdate()(policy, batch)
+    assert report.status == Status.ZERO_GRADIENT, report.message
+    np.testing.assert_array_equal(policy.parameters, before)
+    std = 0.05  # sampled with a deviation that the dtype resolves, the same policy learns
+    policy = core.Policy(4, kind, hidden=(32,), seed=1, log_std_init=np.log(std), output_scale=1e-3)
+    batch.actions = means + std * rng.normal(size=means.shape)
+    assert core.TrustRegionUpdate()(policy, batch).accepted
 
 
 def test_a_small_but_sane_std_still_learns():

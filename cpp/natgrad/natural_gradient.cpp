@@ -64,7 +64,39 @@ bool begin(const Policy<T>& policy, const Batch<T>& batch, bool normalize_advant
   }
   const double rounding = surrogate->gradient(gradient);
   report->timings.gradient = watch->lap();
-  report->gradient_norm = std::sqrt(dot(gradient, gradient, n));
+  return usable_gradient(gradient, n, rounding, report);
+}
+
+void take(double fraction, double step_length, UpdateReport* report) {
+  report->status = UpdateStatus::ACCEPTED;
+  report->step_fraction = fraction;
+  report->step_norm = fraction * step_length;
+  report->message = format("kl %.3g, improvement %.3g at %.3g of the step", report->kl,
+                           report->improvement, fraction);
+}
+
+template <class T>
+void accept(Policy<T>* policy, const T* candidate, double fraction, double step_length,
+            UpdateReport* report) {
+  std::copy_n(candidate, policy->parameter_count(), policy->parameters());
+  take(fraction, step_length, report);
+}
+
+}  // namespace
+
+CgOptions cg_options(const TrustRegionOptions& options, double damping) {
+  CgOptions cg;
+  cg.damping = damping;
+  cg.rtol = options.cg_rtol;
+  cg.atol = options.cg_atol;
+  cg.max_iterations = options.cg_iterations;
+  cg.progress_tolerance = options.cg_progress_tolerance;
+  cg.progress_window = options.cg_progress_window;
+  return cg;
+}
+
+bool usable_gradient(const double* g, Index n, double rounding, UpdateReport* report) {
+  report->gradient_norm = std::sqrt(dot(g, g, n));
   if (!std::isfinite(report->gradient_norm)) {
     report->status = UpdateStatus::NON_FINITE;
     report->message = format("the norm of the gradient is %g", report->gradient_norm);
@@ -79,18 +111,82 @@ bool begin(const Policy<T>& policy, const Batch<T>& batch, bool normalize_advant
   return true;
 }
 
-template <class T>
-void accept(Policy<T>* policy, const T* candidate, double fraction, double step_length,
-            UpdateReport* report) {
-  std::copy_n(candidate, policy->parameter_count(), policy->parameters());
-  report->status = UpdateStatus::ACCEPTED;
-  report->step_fraction = fraction;
-  report->step_norm = fraction * step_length;
-  report->message = format("kl %.3g, improvement %.3g at %.3g of the step", report->kl,
-                           report->improvement, fraction);
-}
+void trust_region_step(const TrustRegionOptions& options, Index dimensions, Index n,
+                       const double* g,
+                       FunctionRef<void(double terms, double* x, UpdateReport* report)> solve,
+                       FunctionRef<Candidate(double fraction)> evaluate, double* x,
+                       UpdateReport* report) {
+  Stopwatch watch;
 
-}  // namespace
+  // Solve (F + damping D) x = g.                                                          (eq. 15)
+  // With F / terms for F it is (F + terms damping D) (x / terms) = g.
+  const bool mean = options.kl_reduction == KlReduction::mean;
+  const double terms = mean ? static_cast<double>(dimensions) : 1;
+  solve(terms, x, report);
+  for (Index i = 0; i < n; ++i) x[i] *= terms;
+  report->damping /= terms;
+  report->cg.quadratic_form *= terms;
+  report->cg.squared_norm *= terms * terms;
+  report->cg.model_value *= terms;
+  report->timings.solve = watch.lap();
+
+  // d = sqrt(2 delta / x'Fx) x                                                            (eq. 16)
+  const double squared_length =
+      report->cg.quadratic_form +
+      (options.damped_step ? report->damping * report->cg.squared_norm : 0);
+  const double scale = options.step_size.has_value()
+                           ? *options.step_size
+                           : std::sqrt(options.max_kl) * std::sqrt(2 / squared_length);
+  if (!(squared_length > 0) || !std::isfinite(squared_length) || !std::isfinite(scale)) {
+    report->status = UpdateStatus::NOT_POSITIVE_DEFINITE;
+    report->message = format("x'Fx = %g after %d products, p'(F + damping D)p = %g", squared_length,
+                             report->cg.products, report->cg.curvature);
+    return;
+  }
+  report->step_scale = scale;
+  for (Index i = 0; i < n; ++i) x[i] *= scale;
+  report->expected_improvement = dot(g, x, n);
+  const double expected_kl = 0.5 * scale * scale * report->cg.quadratic_form;
+
+  // theta' = theta + fraction d for the first acceptable fraction; without a search, fraction 1.
+  const auto candidate_at = [&](double fraction) {
+    Candidate candidate = evaluate(fraction);
+    candidate.kl /= terms;
+    const double ratio = std::min(candidate.improvement / report->expected_improvement,
+                                  expected_kl / candidate.kl);  //                      (eq. 35)
+    if (fraction == 1 && candidate.finite() && std::isfinite(ratio)) {
+      report->reduction_ratio = ratio;
+    }
+    return candidate;
+  };
+  LineSearchSummary search;
+  if (options.line_search.has_value()) {
+    search = backtracking_line_search(candidate_at, report->expected_improvement, options.max_kl,
+                                      *options.line_search);
+  } else {
+    search.fraction = 1;
+    search.evaluations = 1;
+    search.candidate = candidate_at(1);
+    search.non_finite = search.candidate.finite() ? 0 : 1;
+    if (search.candidate.finite()) search.status = LineSearchStatus::ACCEPTED;
+  }
+  report->timings.search = watch.lap();
+  report->kl = search.candidate.kl;
+  report->improvement = search.candidate.improvement;
+
+  if (search.status == LineSearchStatus::ACCEPTED) {
+    report->backtracks = search.evaluations - 1;
+    take(search.fraction, std::sqrt(dot(x, x, n)), report);
+  } else {
+    report->backtracks = search.evaluations;
+    const bool non_finite = search.non_finite == search.evaluations;
+    report->status = non_finite ? UpdateStatus::NON_FINITE : UpdateStatus::LINE_SEARCH_FAILED;
+    report->message = format(
+        "none of %d candidates was acceptable, %d not finite; the last had kl %.3g "
+        "(bound %.3g) and improvement %.3g",
+        search.evaluations, search.non_finite, report->kl, options.max_kl, report->improvement);
+  }
+}
 
 template <class T>
 UpdateReport TrustRegionUpdate<T>::operator()(Policy<T>& policy, const Batch<T>& batch) {
@@ -103,81 +199,29 @@ UpdateReport TrustRegionUpdate<T>::operator()(Policy<T>& policy, const Batch<T>&
   UpdateReport report;
 
   // g = grad L(theta)                                                                     (eq. 11)
-  if (!begin(policy, batch, options_.normalize_advantages, &surrogate_, gradient_.data(), &watch,
-             &report)) {
-    report.timings.total = total.lap();
-    return report;
-  }
-  const auto finish = [&]() -> UpdateReport& {
-    learn_from(report);
-    report.timings.total = total.lap();
-    return report;
-  };
-
-  // Solve (F + damping D) x = g.                                                          (eq. 15)
-  attach_fisher(policy, batch);
-  double* x = solution_.data();
-  solve(x, &report);
-  report.timings.solve = watch.lap();
-
-  // d = sqrt(2 delta / x'Fx) x                                                            (eq. 16)
-  const double squared_length =
-      report.cg.quadratic_form +
-      (options_.damped_step ? report.damping * report.cg.squared_norm : 0);
-  const double scale = std::sqrt(options_.max_kl) * std::sqrt(2 / squared_length);
-  if (!(squared_length > 0) || !std::isfinite(scale)) {
-    report.status = UpdateStatus::NOT_POSITIVE_DEFINITE;
-    report.message = format("x'Fx = %g after %d products, p'(F + damping D)p = %g", squared_length,
-                            report.cg.products, report.cg.curvature);
-    return finish();
-  }
-  for (Index i = 0; i < n; ++i) x[i] *= scale;
-  report.expected_improvement = dot(gradient_.data(), x, n);
-  const double expected_kl = 0.5 * scale * scale * report.cg.quadratic_form;
-
-  // theta' = theta + fraction d for the first acceptable fraction; without a search, fraction 1.
-  const auto evaluate = [&](double fraction) {
-    move(policy.parameters(), fraction, x, n, candidate_.data());
-    const Candidate candidate = surrogate_.evaluate(candidate_.data());
-    const double ratio = std::min(candidate.improvement / report.expected_improvement,
-                                  expected_kl / candidate.kl);  //                       (eq. 35)
-    if (fraction == 1 && candidate.finite() && std::isfinite(ratio)) {
-      report.reduction_ratio = ratio;
+  if (begin(policy, batch, options_.normalize_advantages, &surrogate_, gradient_.data(), &watch,
+            &report)) {
+    const auto solution = [&](double terms, double* x, UpdateReport* into) {
+      attach_fisher(policy, batch);
+      solve(terms, x, into);
+    };
+    const auto evaluate = [&](double fraction) {
+      move(policy.parameters(), fraction, solution_.data(), n, candidate_.data());
+      return surrogate_.evaluate(candidate_.data(), options_.kl_direction);
+    };
+    trust_region_step(options_, action_size(policy.distribution()), n, gradient_.data(), solution,
+                      evaluate, solution_.data(), &report);
+    if (report.status == UpdateStatus::ACCEPTED) {
+      std::copy_n(candidate_.data(), n, policy.parameters());
     }
-    return candidate;
-  };
-  LineSearchSummary search;
-  if (options_.line_search.has_value()) {
-    search = backtracking_line_search(evaluate, report.expected_improvement, options_.max_kl,
-                                      *options_.line_search);
-  } else {
-    search.fraction = 1;
-    search.evaluations = 1;
-    search.candidate = evaluate(1);
-    search.non_finite = search.candidate.finite() ? 0 : 1;
-    if (search.candidate.finite()) search.status = LineSearchStatus::ACCEPTED;
+    learn_from(report);
   }
-  report.timings.search = watch.lap();
-  report.kl = search.candidate.kl;
-  report.improvement = search.candidate.improvement;
-
-  if (search.status == LineSearchStatus::ACCEPTED) {
-    report.backtracks = search.evaluations - 1;
-    accept(&policy, candidate_.data(), search.fraction, std::sqrt(dot(x, x, n)), &report);
-  } else {
-    report.backtracks = search.evaluations;
-    const bool non_finite = search.non_finite == search.evaluations;
-    report.status = non_finite ? UpdateStatus::NON_FINITE : UpdateStatus::LINE_SEARCH_FAILED;
-    report.message = format(
-        "none of %d candidates was acceptable, %d not finite; the last had kl %.3g "
-        "(bound %.3g) and improvement %.3g",
-        search.evaluations, search.non_finite, report.kl, options_.max_kl, report.improvement);
-  }
-  return finish();
+  report.timings.total = total.lap();
+  return report;
 }
 
 template <class T>
-double TrustRegionUpdate<T>::damping() {
+double TrustRegionUpdate<T>::damping(double terms) {
   switch (options_.damping_mode) {
     case DampingMode::fixed:
       break;
@@ -186,18 +230,18 @@ double TrustRegionUpdate<T>::damping() {
       return options_.damping * (std::isfinite(mean) ? mean : 1);  // else F says so in the solve
     }
     case DampingMode::adaptive:
-      return damping_;
+      return terms * damping_;
   }
-  return options_.damping;
+  return terms * options_.damping;
 }
 
 // Directly where that is asked for or faster; then without iterations. What is left of the residual is
 // rounding, or lies in the null space of F.
 template <class T>
-void TrustRegionUpdate<T>::solve(double* x, UpdateReport* report) {
+void TrustRegionUpdate<T>::solve(double terms, double* x, UpdateReport* report) {
   const Index n = gradient_.size();
   const double* g = gradient_.data();
-  const double damping = report->damping = this->damping();
+  const double damping = report->damping = this->damping(terms);
   CgSummary& summary = report->cg;
   const Solver form = options_.damping_metric.empty()
                           ? fisher_.choose(options_.solver, damping, options_.cg_iterations)
@@ -234,12 +278,7 @@ template <class T>
 CgSummary TrustRegionUpdate<T>::iterate(double damping, const LinearOperator* preconditioner,
                                         double* x) {
   const Index n = gradient_.size();
-  CgOptions cg;
-  cg.damping = damping;
-  cg.rtol = options_.cg_rtol;
-  cg.max_iterations = options_.cg_iterations;
-  cg.progress_tolerance = options_.cg_progress_tolerance;
-  cg.progress_window = options_.cg_progress_window;
+  CgOptions cg = cg_options(options_, damping);
   if (warm_ && cg.max_iterations > 1) {
     cg.scale_start = true;
     --cg.max_iterations;  // one product is the start's

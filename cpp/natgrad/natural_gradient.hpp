@@ -47,6 +47,7 @@ struct UpdateReport {
   double improvement = 0;           // of the surrogate, by the accepted or last candidate
   double expected_improvement = 0;  // g'd of the full step
   double step_fraction = 0;         // 0 unless accepted
+  double step_scale = 0;            // of the full step: d = step_scale x
   int backtracks = 0;               // candidates rejected before
   double surrogate = 0;             // at the old parameters
   double entropy = 0;               // of the old policy, mean over the batch
@@ -66,12 +67,17 @@ struct UpdateReport {
 // scale of F; or adapted from update to update, `damping` being the first.
 enum class DampingMode { fixed, trace, adaptive };
 
+// What a divergence is taken over: the dimensions of an action summed, or averaged as sb3-contrib does
+// it. With mean, KL and F are those of the sum divided by the number of dimensions.
+enum class KlReduction { sum, mean };
+
 struct TrustRegionOptions {
   double max_kl = 0.01;    // delta; Schulman et al. (2015), section 8
   double damping = 0.1;    // of F in the solve; the custom of all implementations
   int cg_iterations = 10;  // Schulman et al. (2015), appendix C
   double cg_rtol = 1e-10;
   Solver solver = Solver::automatic;
+  double cg_atol = 0;
   PreconditionerKind preconditioner = PreconditionerKind::none;
   KfacOptions kfac;
   Index nystrom_rank = 20;
@@ -86,7 +92,32 @@ struct TrustRegionOptions {
   DampingMode damping_mode = DampingMode::fixed;
   LevenbergMarquardt damping_rule;     // of the adaptive mode
   std::vector<double> damping_metric;  // (P), the diagonal of D > 0; empty: D = I
+  KlReduction kl_reduction = KlReduction::sum;
+  KlDirection kl_direction = KlDirection::old_new;  // of the bound; F is the same
+  std::optional<double> step_size;                  // d = step_size x, whatever max_kl says
 };
+
+// Conjugate gradients as these options ask for them.
+CgOptions cg_options(const TrustRegionOptions& options, double damping);
+
+// Whether there is something to follow; if not, the report says why. `rounding` is the norm that
+// rounding alone could give g (n).
+bool usable_gradient(const double* g, Index n, double rounding, UpdateReport* report);
+
+// The algorithm box behind its gradient: solve, scale, search (eq. 15, 16). Changes nothing but x and
+// the report; if that says ACCEPTED, the step evaluated last is the one to take.
+//
+//   solve(terms, x, report)  x = (F + terms damping D)^-1 g, with F summed over `terms` dimensions of
+//                            an action; the report's cg, and its damping with those terms
+//   evaluate(fraction)       the policy at theta + fraction x, its KL summed likewise
+void trust_region_step(const TrustRegionOptions& options,
+                       Index dimensions,  // of an action
+                       Index n,
+                       const double* g,  // (n)
+                       FunctionRef<void(double terms, double* x, UpdateReport* report)> solve,
+                       FunctionRef<Candidate(double fraction)> evaluate,
+                       double* x,  // (n) a warm start in, the full step out
+                       UpdateReport* report);
 
 template <class T>
 class TrustRegionUpdate {
@@ -105,8 +136,8 @@ class TrustRegionUpdate {
 
  private:
   void attach_fisher(const Policy<T>& policy, const Batch<T>& batch);
-  double damping();
-  void solve(double* x, UpdateReport* report);
+  double damping(double terms);
+  void solve(double terms, double* x, UpdateReport* report);
   Preconditioner* precondition(double damping);
   CgSummary iterate(double damping, const LinearOperator* preconditioner, double* x);
   void learn_from(const UpdateReport& report);

@@ -94,16 +94,39 @@ double Surrogate<T>::gradient(double* g) {
   double total = 0;  // of the sizes of the terms, at the outputs
   for (const double sum : sums_) total += sum;
   const double parameters = static_cast<double>(policy_.policy->parameter_count());
-  return std::numeric_limits<T>::epsilon() * std::sqrt(parameters) * total;
+  return std::numeric_limits<T>::epsilon() * std::sqrt(parameters) * (total + magnified());
+}
+
+// The norm over the rows of a score whose every mean is off by its own size: rounding of a mean is
+// magnified by 1 / sigma^2, and a standard deviation below it leaves scores that are nothing else.
+template <class T>
+double Surrogate<T>::magnified() const {
+  const auto* gaussian = std::get_if<DiagonalGaussian>(&policy_.policy->distribution());
+  if (gaussian == nullptr) return 0;
+  const Matrix<const T> y = policy_.network.outputs();
+  double squared = 0;
+  for (Index n = 0; n < y.rows; ++n) {
+    double sum = 0;
+    for (Index i = 0; i < gaussian->n; ++i) {
+      const double inverse = std::exp(-static_cast<double>(y.row(n)[gaussian->n + i]));
+      sum += inverse * inverse * std::abs(static_cast<double>(y.row(n)[i]));
+    }
+    const double weight = ratios_[n] * advantages_[n] / static_cast<double>(y.rows);
+    squared += weight * weight * sum * sum;
+  }
+  return std::sqrt(squared);
 }
 
 template <class T>
-Candidate Surrogate<T>::evaluate(const T* theta) {
+Candidate Surrogate<T>::evaluate(const T* theta, KlDirection direction) {
   const Network<T>& network = policy_.policy->network();
   network.pack(theta, false, &candidate_);
   const Matrix<const T> old_y = policy_.network.outputs();
   const T* old_free = policy_.policy->parameters() + network.free_offset();
-  distribution_.attach(policy_.policy->distribution(), old_free, theta + network.free_offset());
+  const T* free = theta + network.free_offset();
+  const bool reverse = direction == KlDirection::new_old;
+  distribution_.attach(policy_.policy->distribution(), old_free, free);
+  if (reverse) reversed_.attach(policy_.policy->distribution(), free, old_free);
   const int shards = policy_.network.shards();
   sums_.resize(2 * shards);
   sums_.fill_zero();
@@ -114,7 +137,9 @@ Candidate Surrogate<T>::evaluate(const T* theta) {
     sums_[2 * shard] +=
         kernels::row_table<T>().ratios(log_probs, log_probs_.data() + first, ratios_.data() + first,
                                        advantages_.data() + first, y.rows, nullptr);
-    sums_[2 * shard + 1] += distribution_.divergence(old_y.middle_rows(first, y.rows), y);
+    const Matrix<const T> old_rows = old_y.middle_rows(first, y.rows);
+    sums_[2 * shard + 1] +=
+        reverse ? reversed_.divergence(y, old_rows) : distribution_.divergence(old_rows, y);
   });
   Candidate candidate;
   for (int shard = 0; shard < shards; ++shard) {

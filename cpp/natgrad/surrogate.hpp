@@ -11,6 +11,9 @@
 
 namespace natgrad {
 
+// Which divergence bounds a step: KL(old || new) or KL(new || old). To second order they agree.
+enum class KlDirection { old_new, new_old };
+
 template <class T>
 class Surrogate {
  public:
@@ -25,13 +28,16 @@ class Surrogate {
   // terms cancel to that, nothing of the gradient is left.
   double gradient(double* g);
   // L and KL at other parameters, as a candidate of the line search.
-  Candidate evaluate(const T* theta);
+  Candidate evaluate(const T* theta, KlDirection direction = KlDirection::old_new);
 
   LinearizedPolicy<T>* linearization() { return &policy_; }
 
  private:
+  double magnified() const;
+
   LinearizedPolicy<T> policy_;
   DistributionRows<T> distribution_;  // of the policy last looked at
+  DistributionRows<T> reversed_;      // of the old policy, as divergences from a candidate have it
   Batch<T> batch_;
   PackedLayers<T> candidate_;
   Buffer<double> advantages_;  // (N)

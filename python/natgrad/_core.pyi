@@ -368,6 +368,8 @@ class UpdateReport:
     @property
     def step_fraction(self) -> float: ...
     @property
+    def step_scale(self) -> float: ...
+    @property
     def backtracks(self) -> int: ...
     @property
     def surrogate(self) -> float: ...
@@ -424,12 +426,26 @@ class TrustRegionUpdate:
         damping_max: float = 10.0,
         damping_metric: ArrayLike | None = None,
         solver: Literal["auto", "cg", "direct", "kronecker", "dense", "sample"] = "auto",
+        cg_atol: float = 0.0,
+        kl_reduction: Literal["sum", "mean"] = "sum",
+        kl_direction: Literal["old_new", "new_old"] = "old_new",
+        step_size: float | None = None,
     ) -> None: ...
     @property
     def state(self) -> Doubles: ...
     @state.setter
     def state(self, value: ArrayLike) -> None: ...
+    @property
+    def kl_direction(self) -> Literal["old_new", "new_old"]: ...
     def __call__(self, policy: Policy, batch: BatchLike) -> UpdateReport: ...
+    def step(
+        self,
+        gradient: ArrayLike,
+        fisher: Operator,
+        evaluate: Callable[[Doubles], tuple[float, float]],
+        dimensions: int = 1,
+        surrogate: float = 0.0,
+    ) -> UpdateReport: ...
 
 class PolicyGradientUpdate:
     def __init__(
