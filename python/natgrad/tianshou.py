@@ -62,6 +62,7 @@ class NPG(host.NPG):
             "cg_iterations": 10,
             "cg_rtol": 0.0,
             "cg_atol": 1e-5,
+            "solver": "cg",
             "step_size": self.trust_region_size,
             "line_search": None,
         }

@@ -110,11 +110,11 @@ inline __attribute__((always_inline)) void inner_block(const InnerProducts<T>& p
   }
 #pragma GCC unroll 4
   for (int m = 0; m < M; ++m) {
-    const Vec<T> sums = lane_sums<T, G, lanes / 2>(acc[m]);
+    const Vec<T> sums = lane_sums<T, G>(acc[m]);
     T* to = p.c + (i + m) * p.ldc + j;
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) {
-      const T sum = sums[g * (lanes / G)];
+      const T sum = sums[g];
       to[g] = p.overwrite ? sum : to[g] + sum;
     }
   }
