@@ -96,11 +96,13 @@ UpdateReport run_update(Update& self, const PyPolicy& policy, py::handle batch) 
 UpdateReport run_step(PyTrustRegionUpdate& self, py::handle gradient, py::handle fisher,
                       const py::function& evaluate, int dimensions, double surrogate) {
   const TrustRegionOptions options = self.options();
-  if (options.preconditioner != PreconditionerKind::none || options.warm_start ||
+  const bool iterative =
+      options.solver == Solver::automatic || options.solver == Solver::conjugate_gradient;
+  if (!iterative || options.preconditioner != PreconditionerKind::none || options.warm_start ||
       options.damping_mode != DampingMode::fixed || !options.damping_metric.empty()) {
     wrong_value("fisher",
-                "want an update without preconditioner, warm start, damping_metric and "
-                "with damping_mode 'fixed' for an operator of one's own");
+                "want an update with solver 'auto' or 'cg' and damping_mode 'fixed', without "
+                "preconditioner, warm start and metric, for an operator of one's own");
   }
   const auto g = vector_of<double>(gradient, "gradient", -1, false);
   const Index n = g.size();
@@ -422,8 +424,8 @@ surrogate : float
 
 Returns an UpdateReport. If it is ACCEPTED, the policy is where it is to be; if not, or if a function
 raised, the caller puts it back. `fisher`, `curvature_fraction` and `normalize_advantages` of the
-constructor are the functions' business here; preconditioners, warm starts, a metric and damping other
-than fixed raise ValueError.)");
+constructor are the functions' business here; direct solvers, preconditioners, warm starts, a metric
+and damping other than fixed raise ValueError.)");
 
   const PolicyGradientOptions plain;
   py::class_<PyPolicyGradientUpdate>(m, "PolicyGradientUpdate",

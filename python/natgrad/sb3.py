@@ -94,11 +94,11 @@ class TRPO(sb3_contrib.TRPO):
             "max_kl": self.target_kl,
             "damping": self.cg_damping,
             "cg_iterations": self.cg_max_steps,
-            "solver": "cg",
             "cg_rtol": 1e-10 if own else 0.0,
             "cg_atol": 0.0 if own else 1e-5,
             "line_search": search if self._line_search else None,
             "damped_step": not own,
+            "solver": "auto" if own else "cg",
             "kl_reduction": self.kl_reduction or ("mean" if averaged else "sum"),
             "kl_direction": self.kl_direction or ("old_new" if own else "new_old"),
         }

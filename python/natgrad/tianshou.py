@@ -17,6 +17,7 @@ from natgrad.torch import (
     UnreadableError,
     all_finite,
     distribution_parameters,
+    few_threads,
     normalized,
     read_layers,
 )
@@ -59,9 +60,9 @@ class NPG(host.NPG):
         return {
             "damping": self._damping,
             "cg_iterations": 10,
-            "solver": "cg",
             "cg_rtol": 0.0,
             "cg_atol": 1e-5,
+            "solver": "cg",
             "step_size": self.trust_region_size,
             "line_search": None,
         }
@@ -94,7 +95,9 @@ class NPG(host.NPG):
             name: [] for name in ("actor_loss", "vf_loss", "step_size", "kl")
         }
         for _ in range(repeat):
-            for minibatch in batch.split(batch_size or -1, merge_last=True):
+            with few_threads():
+                minibatches = list(batch.split(batch_size or -1, merge_last=True))
+            for minibatch in minibatches:
                 row = self._update_actor(minibatch, kind)
                 row["vf_loss"] = self._fit_critic(minibatch)
                 for name, values in columns.items():
@@ -109,7 +112,7 @@ class NPG(host.NPG):
 
     def _distribution(self, batch: Any) -> _core.Distribution:
         """The kind of distribution, from a few rows; UnreadableError if the core has no such."""
-        with torch.no_grad():
+        with torch.no_grad(), few_threads():
             distribution = self.policy(batch).dist
             kind, _ = distribution_parameters(distribution)
             if distribution.log_prob(batch.act).ndim != 1:
@@ -187,7 +190,8 @@ class NPG(host.NPG):
         observations = minibatch.obs
         if not isinstance(observations, np.ndarray | torch.Tensor):
             raise UnreadableError(f"its observations are a {type(observations).__name__}")
-        rows = torch.as_tensor(observations, dtype=torch.float32).flatten(1)
+        with few_threads():
+            rows = torch.as_tensor(observations, dtype=torch.float32).flatten(1)
         if not all_finite(rows):
             raise UnreadableError("its observations are not finite")
         return source, rows

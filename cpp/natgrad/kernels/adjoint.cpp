@@ -114,7 +114,8 @@ inline __attribute__((always_inline)) void inner_block(const InnerProducts<T>& p
     T* to = p.c + (i + m) * p.ldc + j;
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) {
-      to[g] = p.overwrite ? sums[g] : to[g] + sums[g];
+      const T sum = sums[g];
+      to[g] = p.overwrite ? sum : to[g] + sum;
     }
   }
 }
