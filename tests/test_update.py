@@ -125,7 +125,7 @@ def both_updates(p, log_probs=None, **options):
         log_probs,
         **twin_options,
     )
-    return core.TrustRegionUpdate(**options)(p.core, batch_of(p, log_probs)), want
+    return core.TrustRegionUpdate(solver="cg", **options)(p.core, batch_of(p, log_probs)), want
 
 
 OPTIONS = {
