@@ -74,6 +74,30 @@ auto DirectSolver<T>::part_of(const Network<T>& network, Index p) -> Part {
 
 // --- the dense form ------------------------------------------------------------------------------
 
+// For all workers at once: one that joins in a later call allocates nothing then.
+template <class T>
+void DirectSolver<T>::provide_workers(const Network<T>& model, Index columns) {
+  const std::vector<Layer>& layers = model.layers();
+  Index widths = 0, inputs = 0, widest = 0, features = 0;
+  for (const Layer& layer : layers) {
+    widths += leading_dimension<T>(layer.out);
+    inputs += layer.in + 1;
+  }
+  for (const Block& block : blocks_) widest = std::max({widest, block.outers, block.inners});
+  const Index parts = blocks_.back().part_m + 1;
+  for (Index p = 0; p < parts; ++p) features += part_of(model, p).out;
+  workers_.resize(std::max(workers_.size(), static_cast<std::size_t>(num_threads())));
+  for (Worker& worker : workers_) {
+    worker.layers.resize(layers.size());
+    worker.adjoints.resize(kTile * widths);
+    worker.cotangent.resize(kTile * leading_dimension<T>(model.output_columns()));
+    worker.inputs.resize((inputs + 1) * kTile);
+    worker.columns.resize(columns * features * kTile);
+    worker.outer_d.resize(widest * kTile);
+    worker.outer_h.resize(widest * kTile);
+  }
+}
+
 // Adds the rows of one tile to all blocks:
 //
 //   F[(o, i), (o', i')] += sum_n (sum_k d^k_l[n, o] d^k_m[n, o']) (h_l[n, i] h_m[n, i'])     (eq. 14)
@@ -88,27 +112,14 @@ void DirectSolver<T>::add_tile(const Linearization<T>& network, Index columns, F
   const Index outputs = model.output_columns(), depth = round_up(rows, kLanes<T>);
   const Index parts = blocks_.back().part_m + 1;
 
-  Index widths = 0, inputs = 0, widest = 0;
-  worker->layers.resize(layers.size());
-  for (const Layer& layer : layers) {
-    widths += leading_dimension<T>(layer.out);
-    inputs += layer.in + 1;
-  }
-  for (const Block& block : blocks_) widest = std::max({widest, block.outers, block.inners});
-  worker->adjoints.resize(kTile * widths);
   T* storage = worker->adjoints.data();
   for (std::size_t l = 0; l < layers.size(); ++l) {
     const Index stride = leading_dimension<T>(layers[l].out);
     worker->layers[l] = {storage, rows, layers[l].out, stride};
     storage += kTile * stride;
   }
-  worker->cotangent.resize(kTile * leading_dimension<T>(outputs));
-  worker->inputs.resize((inputs + 1) * kTile);
   Index features = 0;  // of one column k
   for (Index p = 0; p < parts; ++p) features += part_of(model, p).out;
-  worker->columns.resize(columns * features * kTile);
-  worker->outer_d.resize(widest * kTile);
-  worker->outer_h.resize(widest * kTile);
 
   const auto clear_rest = [&](T* turned, Index count) {
     for (Index i = 0; i < count; ++i) std::fill_n(turned + i * kTile + rows, depth - rows, T(0));
@@ -195,7 +206,7 @@ void DirectSolver<T>::assemble(const Linearization<T>& network, Index columns, F
   const Index groups =
       std::clamp<Index>(std::min(rows / kGroupRows, kMaxSums / bytes), 1, kMaxGroups);
   sums_.resize(groups * sums_size_);
-  workers_.resize(std::max(workers_.size(), static_cast<std::size_t>(num_threads())));
+  provide_workers(network.network(), columns);
   parallel_for(static_cast<int>(groups), [&](int group, int worker) {
     const Index begin = rows * group / groups, end = rows * (group + 1) / groups;
     for (Index first = begin; first < end; first += kTile) {

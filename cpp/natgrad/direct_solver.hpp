@@ -67,6 +67,7 @@ class DirectSolver {
   };
 
   static Part part_of(const Network<T>& network, Index p);
+  void provide_workers(const Network<T>& network, Index columns);
   void add_tile(const Linearization<T>& network, Index columns, Fill fill, Index first, Index rows,
                 bool overwrite, T* sums, Worker* worker) const;
   void make_gram(Linearization<T>* network, bool with_free);
