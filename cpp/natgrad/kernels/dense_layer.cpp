@@ -94,13 +94,6 @@ inline __attribute__((always_inline)) void outer_products(Vec<T> (&acc)[M][V], I
   for (; count > 0; --count) step();
 }
 
-// Makes the compiler read what lies in memory again. Short of registers, GCC would otherwise keep
-// addresses for the end of a block in vector registers; a move from there waits in line behind the
-// block's products, and the next block's loads wait for it.
-inline __attribute__((always_inline)) void read_again() {
-  asm volatile("" ::: "memory");
-}
-
 // --- activations ---------------------------------------------------------------------------------
 
 // z <- act(z) in place, for (rows, columns) with columns a whole number of vectors; slope <- act'(z)
@@ -279,12 +272,10 @@ __attribute__((noinline)) void multiply_block(Block<T>& at) {
   const Index width = V * NATGRAD_VECTOR_BYTES == kPanelBytes ? kPanelBytes / sizeof(T) : at.width;
   Ahead panel = at.panel;
   for (const Piece<T>& piece : at.pieces) {
-    read_again();
     outer_products<T, M, V, 3>(acc, piece.k, piece.a + at.r * piece.lda, 1, piece.lda, piece.b,
                                width, [&] { panel.fetch(); });
   }
   at.panel = panel;
-  read_again();
   if (!at.first) {
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m) {
@@ -475,7 +466,9 @@ __attribute__((noinline)) void accumulate_block(const Accumulate<T>& p) {
     if (line - row >= V * NATGRAD_VECTOR_BYTES) line = row += p.ldg * (Index)sizeof(T);
   };
   outer_products<T, M, V, M>(acc, p.rows, p.d, p.ldd, 1, p.h, p.ldh, fetch);
-  read_again();
+  // From here p is read again. Short of registers, GCC would otherwise keep addresses in vector
+  // registers, from where they come back only behind the block's products.
+  asm volatile("" ::: "memory");
   T* g = p.g;
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m, g += p.ldg) {
