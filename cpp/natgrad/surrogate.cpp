@@ -78,7 +78,7 @@ double Surrogate<T>::gradient(double* g) {
   const int shards = policy_.network.shards();
   const double scale = 1 / static_cast<double>(y.rows);
   scratch_.resize(y.rows);
-  sums_.resize(shards);
+  sums_.resize(2 * shards);
   sums_.fill_zero();
   policy_.network.sweep(
       nullptr,
@@ -86,35 +86,21 @@ double Surrogate<T>::gradient(double* g) {
         for (Index i = first; i < first + d.rows; ++i) {
           scratch_[i] = ratios_[i] * advantages_[i] * scale;
         }
-        sums_[shard] += distribution_.scores(y.middle_rows(first, d.rows),
-                                             batch_.actions.middle_rows(first, d.rows),
-                                             scratch_.data() + first, d);
+        const Matrix<const T> rows = y.middle_rows(first, d.rows);
+        const double* weights = scratch_.data() + first;
+        sums_[2 * shard] +=
+            distribution_.scores(rows, batch_.actions.middle_rows(first, d.rows), weights, d);
+        sums_[2 * shard + 1] += distribution_.magnified_rounding(rows, weights);
       },
       g);
-  double total = 0;  // of the sizes of the terms, at the outputs
-  for (const double sum : sums_) total += sum;
-  const double parameters = static_cast<double>(policy_.policy->parameter_count());
-  return std::numeric_limits<T>::epsilon() * std::sqrt(parameters) * (total + magnified());
-}
-
-// The norm over the rows of a score whose every mean is off by its own size: rounding of a mean is
-// magnified by 1 / sigma^2, and a standard deviation below it leaves scores that are nothing else.
-template <class T>
-double Surrogate<T>::magnified() const {
-  const auto* gaussian = std::get_if<DiagonalGaussian>(&policy_.policy->distribution());
-  if (gaussian == nullptr) return 0;
-  const Matrix<const T> y = policy_.network.outputs();
-  double squared = 0;
-  for (Index n = 0; n < y.rows; ++n) {
-    double sum = 0;
-    for (Index i = 0; i < gaussian->n; ++i) {
-      const double inverse = std::exp(-static_cast<double>(y.row(n)[gaussian->n + i]));
-      sum += inverse * inverse * std::abs(static_cast<double>(y.row(n)[i]));
-    }
-    const double weight = ratios_[n] * advantages_[n] / static_cast<double>(y.rows);
-    squared += weight * weight * sum * sum;
+  double total = 0, magnified = 0;  // sizes of the terms, at the outputs; squared rounding
+  for (int shard = 0; shard < shards; ++shard) {
+    total += sums_[2 * shard];
+    magnified += sums_[2 * shard + 1];
   }
-  return std::sqrt(squared);
+  const double parameters = static_cast<double>(policy_.policy->parameter_count());
+  return std::numeric_limits<T>::epsilon() * std::sqrt(parameters) *
+         (total + std::sqrt(magnified));
 }
 
 template <class T>

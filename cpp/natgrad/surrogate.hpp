@@ -33,8 +33,6 @@ class Surrogate {
   LinearizedPolicy<T>* linearization() { return &policy_; }
 
  private:
-  double magnified() const;
-
   LinearizedPolicy<T> policy_;
   DistributionRows<T> distribution_;  // of the policy last looked at
   DistributionRows<T> reversed_;      // of the old policy, as divergences from a candidate have it
