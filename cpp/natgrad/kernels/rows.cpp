@@ -169,10 +169,14 @@ template <class T>
 void normalize(const T* x, Index ldx, Index rows, Index columns, const double* mean,
                const double* inverse_std, double clip, T* h, Index ldh) {
   for (Index c = 0; c < ldh; c += kLanes) {
+    if (c >= columns) {
+      for (Index r = 0; r < rows; ++r) store(h + r * ldh + c, Wide{});
+      continue;
+    }
     const Wide from = load<false>(mean + c, columns - c);
     const Wide scale = load<false>(inverse_std + c, columns - c);
     const IVec<double> inside = first_lanes(columns - c);
-    const Index whole = columns <= c ? 0 : whole_rows(rows, columns, ldx);
+    const Index whole = whole_rows(rows, columns, ldx);
     for (Index r = 0; r < rows; ++r) {
       const T* at = x + r * ldx + c;
       const Wide value = r < whole ? load(at) : load<false>(at, columns - c);
