@@ -381,7 +381,7 @@ void Linearization<T>::forward_layer(std::size_t l, Index first, Matrix<const T>
   p.activation = network_->spec().activation;
   p.ldcached = leading_dimension<T>(layer.out);
   p.slope = keep_slope && slope != nullptr ? slope + first * p.ldcached : slope;
-  p.a_streams = l == 0 && !keep_slope;  // else the kernels' last result
+  p.a_streams = l == 0 && !keep_slope && !last;  // else A is hot, or too few blocks go by to fetch
   forward_product(l, p);
 }
 
