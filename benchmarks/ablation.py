@@ -22,7 +22,6 @@ KERNELS, NETWORK = "cpp/natgrad/kernels/dense_layer.cpp", "cpp/natgrad/network.c
 WITHOUT = {
     "": (KERNELS, "", ""),
     "prefetch": (KERNELS, r"__builtin_prefetch\(", "(void)("),
-    "reading again": (KERNELS, r'asm volatile\("" ::: "memory"\);', ""),
     "unrolled blocks": (KERNELS, r"#pragma GCC unroll \d+", ""),
     "passes of limited depth": (KERNELS, r"(constexpr Index kDepth =) \d+;", r"\1 1 << 20;"),
     "tiles: whole shards": (NETWORK, r"(constexpr Index kTileRows =) \d+;", r"\1 1 << 20;"),

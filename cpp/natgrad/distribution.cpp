@@ -208,6 +208,25 @@ double DistributionRows<T>::scores(Matrix<const T> y, Matrix<const T> actions, c
 }
 
 template <class T>
+double DistributionRows<T>::magnified_rounding(Matrix<const T> y, const double* scale) const {
+  const auto* gaussian = std::get_if<DiagonalGaussian>(distribution_);
+  if (gaussian == nullptr) return 0;
+  const bool shared = shared_gaussian() != nullptr;
+  double total = 0;
+  for (Index r = 0; r < y.rows; ++r) {
+    const T* means = y.row(r);
+    double sum = 0;
+    for (Index i = 0; i < gaussian->n; ++i) {
+      const double inverse =
+          shared ? inverse_std_[i] : gaussian->inverse_std(means[gaussian->n + i]);
+      sum += inverse * inverse * std::abs(static_cast<double>(means[i]));
+    }
+    total += (scale[r] * sum) * (scale[r] * sum);
+  }
+  return total;
+}
+
+template <class T>
 void DistributionRows<T>::curvature(Matrix<const T> y, Matrix<T> s) const {
   if (const auto* categoricals = std::get_if<Categoricals>(distribution_)) {
     for_each_variable(*categoricals, y, {}, [&](const kernels::Rows<T>& rows, Index column) {

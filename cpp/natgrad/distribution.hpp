@@ -695,6 +695,10 @@ class DistributionRows {
   // out[r] = scale[r] grad log p(action[r]); returns the sum of the rows' 2-norms.
   double scores(Matrix<const T> y, Matrix<const T> actions, const double* scale,
                 Matrix<T> out) const;
+  // The sum over the rows of the squared norm of such a score if every mean were off by its own size:
+  // rounding of a mean is magnified by 1 / sigma^2, and a standard deviation below it leaves scores
+  // that are nothing else. 0 without means.
+  double magnified_rounding(Matrix<const T> y, const double* scale) const;
 
   // Whether one state stands for all rows.
   bool has_shared_curvature() const;

@@ -57,8 +57,11 @@ void Fisher<T>::attach(LinearizedPolicy<T>* policy, FisherKind kind, Matrix<cons
                          {state_.data(), y.rows, y.columns, y.columns});
     has_state_ = true;
   }
-  for (Index n = 0; n < y.rows; ++n) {
-    weights_[n] = (weights != nullptr ? weights[n] : 1.0) / static_cast<double>(y.rows);
+  const double rows = static_cast<double>(y.rows);
+  if (uniform_) {
+    std::fill_n(weights_.data(), y.rows, 1 / rows);
+  } else {
+    for (Index n = 0; n < y.rows; ++n) weights_[n] = weights[n] / rows;
   }
 }
 

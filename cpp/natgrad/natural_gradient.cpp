@@ -36,7 +36,8 @@ void move(const T* theta, double fraction, const double* step, Index n, T* candi
   }
 }
 
-// Linearises, and reports what ends an update before a direction is sought. True if it goes on.
+// Linearises with the gradient, and reports what ends an update before a direction is sought. True if
+// it goes on.
 template <class T>
 bool begin(const Policy<T>& policy, const Batch<T>& batch, bool normalize_advantages,
            Surrogate<T>* surrogate, double* gradient, Stopwatch* watch, UpdateReport* report) {
@@ -47,8 +48,8 @@ bool begin(const Policy<T>& policy, const Batch<T>& batch, bool normalize_advant
     report->message = format("%s", "a parameter of the policy is not finite");
     return false;
   }
-  surrogate->attach(policy, batch, normalize_advantages);
-  report->timings.forward = watch->lap();
+  surrogate->attach(policy, batch, normalize_advantages, gradient);
+  report->timings.gradient = watch->lap();
   report->surrogate = surrogate->value();
   report->entropy = surrogate->entropy();
   if (!std::isfinite(report->surrogate) || !std::isfinite(report->entropy)) {
@@ -62,9 +63,7 @@ bool begin(const Policy<T>& policy, const Batch<T>& batch, bool normalize_advant
     report->message = format("all advantages are %s", normalize_advantages ? "equal" : "0");
     return false;
   }
-  const double rounding = surrogate->gradient(gradient);
-  report->timings.gradient = watch->lap();
-  return usable_gradient(gradient, n, rounding, report);
+  return usable_gradient(gradient, n, surrogate->gradient_rounding(), report);
 }
 
 void take(double fraction, double step_length, UpdateReport* report) {

@@ -31,8 +31,7 @@ enum class PreconditionerKind { none, kfac, diagonal, nystrom };
 
 // Wall-clock seconds of the parts of an update.
 struct UpdateTimings {
-  double forward = 0;  // linearisation of the policy on the batch
-  double gradient = 0;
+  double gradient = 0;  // and linearisation of the policy on the batch, in one pass
   double solve =
       0;  // conjugate gradients, products and preconditioner included; or the closed form
   double precondition = 0;  // of the solve: building the preconditioner

@@ -277,11 +277,11 @@ void Linearization<T>::for_each_tile_of(int shard, int shards, F f) const {
 }
 
 template <class T>
-void Linearization<T>::evaluate(const Network<T>& network, const PackedLayers<T>& packed,
-                                Matrix<const T> observations) {
+void Linearization<T>::attach(const Network<T>& network, const PackedLayers<T>& packed,
+                              Index rows) {
   network_ = &network;
   packed_ = &packed;
-  rows_ = observations.rows;
+  rows_ = rows;
   adjoint_columns_ = 0;
   const std::vector<Layer>& layers = network.layers();
   const bool large = network.parameter_count() * static_cast<Index>(sizeof(T)) > kLargeGradient;
@@ -313,23 +313,52 @@ void Linearization<T>::evaluate(const Network<T>& network, const PackedLayers<T>
   accumulator_size_ = offset;
   const Index stride = leading_dimension<T>(network.output_columns());
   outputs_.resize(rows_ * stride);
+}
 
+template <class T>
+void Linearization<T>::evaluate(const Network<T>& network, const PackedLayers<T>& packed,
+                                Matrix<const T> observations) {
+  attach(network, packed, observations.rows);
   for_each_tile([&](Index first, Index rows, int, Worker* worker) {
-    Matrix<T> h{activations_[0].data(), rows_, layers[0].in, leading_dimension<T>(layers[0].in)};
-    h = h.middle_rows(first, rows);
-    network.input(observations.middle_rows(first, rows), h, worker->ping.data());
-    for (std::size_t l = 0; l < layers.size(); ++l) {
-      Matrix<T> result{outputs_.data(), rows_, layers[l].out, stride};
-      if (l + 1 < layers.size()) {
-        result = {activations_[l + 1].data(), rows_, layers[l].out,
-                  leading_dimension<T>(layers[l].out)};
-      }
-      result = result.middle_rows(first, rows);
-      T* slope = slopes_[l + 1 < layers.size() ? l + 1 : 0].data();
-      forward_layer(l, first, h, result, packed, true, slope);
-      h = result;
-    }
+    forward(first, observations.middle_rows(first, rows), worker);
   });
+}
+
+template <class T>
+void Linearization<T>::evaluate_with_gradient(
+    Matrix<const T> observations, FunctionRef<void(Index, Matrix<const T>, Matrix<T>, int)> fill,
+    double* gradient) {
+  accumulators_.resize(shards_ * accumulator_size_);
+  for_each_tile([&](Index first, Index rows, int shard, Worker* worker) {
+    const Matrix<const T> y = forward(first, observations.middle_rows(first, rows), worker);
+    const Matrix<T> d = scratch(worker->cotangent, rows, network_->output_columns());
+    fill(first, y, d, shard);
+    reverse(first, d, first == shard_begin(shard), accumulators_.data() + shard * accumulator_size_,
+            worker);
+  });
+  reduce(gradient);
+}
+
+// The rows of one tile; returns their outputs.
+template <class T>
+Matrix<const T> Linearization<T>::forward(Index first, Matrix<const T> observations,
+                                          Worker* worker) {
+  const std::vector<Layer>& layers = network_->layers();
+  const Index rows = observations.rows;
+  Matrix<T> h{activations_[0].data(), rows_, layers[0].in, leading_dimension<T>(layers[0].in)};
+  h = h.middle_rows(first, rows);
+  network_->input(observations, h, worker->ping.data());
+  for (std::size_t l = 0; l + 1 < layers.size(); ++l) {
+    const Index stride = leading_dimension<T>(layers[l].out);
+    const Matrix<T> result{activations_[l + 1].data() + first * stride, rows, layers[l].out,
+                           stride};
+    forward_layer(l, first, h, result, *packed_, true, slopes_[l + 1].data());
+    h = result;
+  }
+  const Index stride = leading_dimension<T>(network_->output_columns());
+  const Matrix<T> y{outputs_.data() + first * stride, rows, network_->output_columns(), stride};
+  forward_layer(layers.size() - 1, first, h, y, *packed_, true, nullptr);
+  return y;
 }
 
 // One layer of a forward pass. `slope` is the whole batch's buffer (kept) or a tile's scratch.
@@ -352,6 +381,7 @@ void Linearization<T>::forward_layer(std::size_t l, Index first, Matrix<const T>
   p.activation = network_->spec().activation;
   p.ldcached = leading_dimension<T>(layer.out);
   p.slope = keep_slope && slope != nullptr ? slope + first * p.ldcached : slope;
+  p.a_streams = l == 0 && !keep_slope && !last;  // else A is hot, or too few blocks go by to fetch
   forward_product(l, p);
 }
 

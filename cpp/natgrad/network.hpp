@@ -108,9 +108,18 @@ struct KroneckerSums {
 template <class T>
 class Linearization {
  public:
-  // Forward pass; keeps h_l and, for silu and gelu, act'(z_l). `packed` must outlive the passes.
+  // Makes room for a batch of so many rows. `packed` must outlive the passes.
+  void attach(const Network<T>& network, const PackedLayers<T>& packed, Index rows);
+  // Attaches, and runs forward; keeps h_l and, for silu and gelu, act'(z_l).
   void evaluate(const Network<T>& network, const PackedLayers<T>& packed,
                 Matrix<const T> observations);  // (N, inputs)
+  // Of what is attached: forward, and each tile backward while it is in cache:
+  // gradient = sum_n J_n' d_n, with the rows d_n supplied as functions of the outputs y_n:
+  // fill(first row, y (rows, K), d (rows, K), shard) writes d.
+  void evaluate_with_gradient(
+      Matrix<const T> observations,
+      FunctionRef<void(Index first, Matrix<const T> y, Matrix<T> d, int shard)> fill,
+      double* gradient);
 
   const Network<T>& network() const { return *network_; }
   Index rows() const { return rows_; }
@@ -176,6 +185,7 @@ class Linearization {
     Buffer<T> ping, pong, outputs, cotangent;
   };
 
+  Matrix<const T> forward(Index first, Matrix<const T> observations, Worker* worker);
   void forward_layer(std::size_t layer, Index first, Matrix<const T> h, Matrix<T> result,
                      const PackedLayers<T>& packed, bool keep_slope, T* scratch_slope) const;
   void forward_product(std::size_t layer, kernels::Multiply<T> p) const;

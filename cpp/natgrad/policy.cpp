@@ -129,29 +129,33 @@ void Policy<T>::kl(Matrix<const T> observations, const T* old_parameters, T* out
 template <class T>
 void Policy<T>::score(Matrix<const T> observations, Matrix<const T> actions, const double* weights,
                       double* out) {
-  LinearizedPolicy<T> current;
-  current.evaluate(*this, observations);
-  const Matrix<const T> y = current.network.outputs();
   const T* free = this->parameters() + this->network().free_offset();
   DistributionRows<T> distribution;
   distribution.attach(distribution_, free, free);
-  Buffer<double> scale(y.rows);
-  for (Index n = 0; n < y.rows; ++n) {
-    scale[n] = (weights != nullptr ? weights[n] : 1.0) / static_cast<double>(y.rows);
+  Buffer<double> scale(observations.rows);
+  for (Index n = 0; n < observations.rows; ++n) {
+    scale[n] = (weights != nullptr ? weights[n] : 1.0) / static_cast<double>(observations.rows);
   }
-  current.network.sweep(
-      nullptr,
-      [&](Index first, Matrix<const T>, Matrix<T> d, int) {
-        distribution.scores(y.middle_rows(first, d.rows), actions.middle_rows(first, d.rows),
-                            scale.data() + first, d);
+  LinearizedPolicy<T> current;
+  current.attach(*this, observations.rows);
+  current.network.evaluate_with_gradient(
+      observations,
+      [&](Index first, Matrix<const T> y, Matrix<T> d, int) {
+        distribution.scores(y, actions.middle_rows(first, d.rows), scale.data() + first, d);
       },
       out);
 }
 
 template <class T>
-void LinearizedPolicy<T>::evaluate(const Policy<T>& policy_, Matrix<const T> observations) {
+void LinearizedPolicy<T>::attach(const Policy<T>& policy_, Index rows) {
   policy = &policy_;
   policy->network().pack(policy->parameters(), true, &packed);
+  network.attach(policy->network(), packed, rows);
+}
+
+template <class T>
+void LinearizedPolicy<T>::evaluate(const Policy<T>& policy_, Matrix<const T> observations) {
+  attach(policy_, observations.rows);
   network.evaluate(policy->network(), packed, observations);
 }
 

@@ -89,6 +89,8 @@ struct LinearizedPolicy {
   PackedLayers<T> packed;
   Linearization<T> network;
 
+  // Makes room for a batch of so many rows.
+  void attach(const Policy<T>& policy, Index rows);
   void evaluate(const Policy<T>& policy, Matrix<const T> observations);
 };
 

@@ -2,13 +2,8 @@
 
 #include <limits>
 
-#include "natgrad/parallel.hpp"
-
 namespace natgrad {
 namespace {
-
-// Rows of a task, where rows are worked on without the network.
-constexpr Index kTaskRows = 512;
 
 // Copies `in`, standardised if asked; constant advantages become exactly 0. True if all are 0.
 bool prepare_advantages(const double* in, Index count, bool normalize, double* out) {
@@ -35,86 +30,52 @@ bool prepare_advantages(const double* in, Index count, bool normalize, double* o
 
 }  // namespace
 
-template <class T>
-void Surrogate<T>::attach(const Policy<T>& policy, const Batch<T>& batch,
-                          bool normalize_advantages) {
-  batch_ = batch;
-  const Index rows = batch.rows();
-  const double n = static_cast<double>(rows);
-  advantages_.resize(rows);
-  log_probs_.resize(rows);
-  ratios_.resize(rows);
-  value_ = entropy_ = 0;
-  zero_ = prepare_advantages(batch.advantages, rows, normalize_advantages, advantages_.data());
-
-  policy_.evaluate(policy, batch.observations);
-  const Matrix<const T> y = policy_.network.outputs();
-  const T* free = policy.parameters() + policy.network().free_offset();
-  distribution_.attach(policy.distribution(), free, free);
-  const int tasks = static_cast<int>((rows + kTaskRows - 1) / kTaskRows);
-  sums_.resize(2 * tasks);
-  sums_.fill_zero();
-  parallel_for(tasks, [&](int task, int) {
-    const Index first = task * kTaskRows, count = std::min(kTaskRows, rows - first);
-    double log_probs[kTaskRows];
-    distribution_.log_probs(y.middle_rows(first, count), batch.actions.middle_rows(first, count),
-                            log_probs, &sums_[2 * task + 1]);
-    std::copy_n(batch.log_probs != nullptr ? batch.log_probs + first : log_probs, count,
-                log_probs_.data() + first);
-    sums_[2 * task] =
-        kernels::row_table<T>().ratios(log_probs, log_probs_.data() + first, nullptr,
-                                       advantages_.data() + first, count, ratios_.data() + first);
-  });
-  for (int task = 0; task < tasks; ++task) {
-    value_ += sums_[2 * task] / n;
-    entropy_ += sums_[2 * task + 1] / n;
-  }
-}
-
 // grad L = (1/N) sum_n ratio_n A_n grad log pi(a_n | s_n)                                  (eq. 11)
 template <class T>
-double Surrogate<T>::gradient(double* g) {
-  const Matrix<const T> y = policy_.network.outputs();
+void Surrogate<T>::attach(const Policy<T>& policy, const Batch<T>& batch, bool normalize_advantages,
+                          double* g) {
+  batch_ = batch;
+  const Index rows = batch.rows();
+  const double n = static_cast<double>(rows), scale = 1 / n;
+  for (Buffer<double>* buffer : {&advantages_, &log_probs_, &ratios_, &scratch_}) {
+    buffer->resize(rows);
+  }
+  zero_ = prepare_advantages(batch.advantages, rows, normalize_advantages, advantages_.data());
+  const T* free = policy.parameters() + policy.network().free_offset();
+  distribution_.attach(policy.distribution(), free, free);
+  policy_.attach(policy, rows);
+
   const int shards = policy_.network.shards();
-  const double scale = 1 / static_cast<double>(y.rows);
-  scratch_.resize(y.rows);
-  sums_.resize(shards);
+  sums_.resize(4 * shards);
   sums_.fill_zero();
-  policy_.network.sweep(
-      nullptr,
-      [&](Index first, Matrix<const T>, Matrix<T> d, int shard) {
-        for (Index i = first; i < first + d.rows; ++i) {
-          scratch_[i] = ratios_[i] * advantages_[i] * scale;
-        }
-        sums_[shard] += distribution_.scores(y.middle_rows(first, d.rows),
-                                             batch_.actions.middle_rows(first, d.rows),
-                                             scratch_.data() + first, d);
+  policy_.network.evaluate_with_gradient(
+      batch.observations,
+      [&](Index first, Matrix<const T> y, Matrix<T> d, int shard) {
+        double* sums = sums_.data() + 4 * shard;
+        double *log_probs = log_probs_.data() + first, *weights = scratch_.data() + first;
+        const double* advantages = advantages_.data() + first;
+        const Matrix<const T> actions = batch.actions.middle_rows(first, y.rows);
+        distribution_.log_probs(y, actions, weights, &sums[1]);
+        std::copy_n(batch.log_probs != nullptr ? batch.log_probs + first : weights, y.rows,
+                    log_probs);
+        sums[0] += kernels::row_table<T>().ratios(weights, log_probs, nullptr, advantages, y.rows,
+                                                  ratios_.data() + first);
+        for (Index i = 0; i < y.rows; ++i) weights[i] = ratios_[first + i] * advantages[i] * scale;
+        sums[2] += distribution_.scores(y, actions, weights, d);
+        sums[3] += distribution_.magnified_rounding(y, weights);
       },
       g);
-  double total = 0;  // of the sizes of the terms, at the outputs
-  for (const double sum : sums_) total += sum;
-  const double parameters = static_cast<double>(policy_.policy->parameter_count());
-  return std::numeric_limits<T>::epsilon() * std::sqrt(parameters) * (total + magnified());
-}
-
-// The norm over the rows of a score whose every mean is off by its own size: rounding of a mean is
-// magnified by 1 / sigma^2, and a standard deviation below it leaves scores that are nothing else.
-template <class T>
-double Surrogate<T>::magnified() const {
-  const auto* gaussian = std::get_if<DiagonalGaussian>(&policy_.policy->distribution());
-  if (gaussian == nullptr) return 0;
-  const Matrix<const T> y = policy_.network.outputs();
-  double squared = 0;
-  for (Index n = 0; n < y.rows; ++n) {
-    double sum = 0;
-    for (Index i = 0; i < gaussian->n; ++i) {
-      const double inverse = std::exp(-static_cast<double>(y.row(n)[gaussian->n + i]));
-      sum += inverse * inverse * std::abs(static_cast<double>(y.row(n)[i]));
-    }
-    const double weight = ratios_[n] * advantages_[n] / static_cast<double>(y.rows);
-    squared += weight * weight * sum * sum;
+  double norms = 0, magnified = 0;  // of the terms, at the outputs
+  value_ = entropy_ = 0;
+  for (int shard = 0; shard < shards; ++shard) {
+    value_ += sums_[4 * shard] / n;
+    entropy_ += sums_[4 * shard + 1] / n;
+    norms += sums_[4 * shard + 2];
+    magnified += sums_[4 * shard + 3];
   }
-  return std::sqrt(squared);
+  rounding_ = std::numeric_limits<T>::epsilon() *
+              std::sqrt(static_cast<double>(policy.parameter_count())) *
+              (norms + std::sqrt(magnified));
 }
 
 template <class T>

@@ -17,24 +17,22 @@ enum class KlDirection { old_new, new_old };
 template <class T>
 class Surrogate {
  public:
-  // Linearises the policy on the batch. Both must outlive this object's use.
-  void attach(const Policy<T>& policy, const Batch<T>& batch, bool normalize_advantages);
+  // Linearises the policy on the batch, and g (P) = grad L at its parameters: all in one pass, tile by
+  // tile. Policy and batch must outlive this object's use.
+  void attach(const Policy<T>& policy, const Batch<T>& batch, bool normalize_advantages, double* g);
 
   double value() const { return value_; }      // L at the current parameters
   double entropy() const { return entropy_; }  // mean over the batch
   bool advantages_are_zero() const { return zero_; }
+  // The norm that rounding alone could give g: where terms cancel to that, nothing of it is left.
+  double gradient_rounding() const { return rounding_; }
 
-  // g (P) of L at the current parameters. Returns the norm that rounding alone could give it: where
-  // terms cancel to that, nothing of the gradient is left.
-  double gradient(double* g);
   // L and KL at other parameters, as a candidate of the line search.
   Candidate evaluate(const T* theta, KlDirection direction = KlDirection::old_new);
 
   LinearizedPolicy<T>* linearization() { return &policy_; }
 
  private:
-  double magnified() const;
-
   LinearizedPolicy<T> policy_;
   DistributionRows<T> distribution_;  // of the policy last looked at
   DistributionRows<T> reversed_;      // of the old policy, as divergences from a candidate have it
@@ -44,8 +42,8 @@ class Surrogate {
   Buffer<double> log_probs_;   // (N) of the behaviour policy
   Buffer<double> ratios_;      // (N) at the current parameters
   Buffer<double> scratch_;     // (N): weights of scores, or log probabilities by a candidate
-  Buffer<double> sums_;        // of tasks or shards: L and entropy; norms of scores; L and KL
-  double value_ = 0, entropy_ = 0;
+  Buffer<double> sums_;        // of shards: L, entropy, norms of scores and of rounding; L and KL
+  double value_ = 0, entropy_ = 0, rounding_ = 0;
   bool zero_ = false;
 };
 

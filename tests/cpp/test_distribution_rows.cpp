@@ -102,7 +102,16 @@ void compare(const Distribution& distribution, const std::string& name, Index ro
   many.fisher_products({state.data(), rows, c.states, step}, scale.data(), old_y,
                        {products.data(), rows, c.columns, c.stride});
 
-  double want_entropy = 0, want_divergence = 0, want_norms = 0;
+  double want_entropy = 0, want_divergence = 0, want_norms = 0, want_magnified = 0;
+  const auto* gaussian = std::get_if<DiagonalGaussian>(&distribution);
+  for (Index r = 0; gaussian != nullptr && r < rows; ++r) {
+    double sum = 0;
+    for (Index i = 0; i < gaussian->n; ++i) {
+      const double mean = static_cast<double>(y.row(r)[i]);
+      sum += std::abs(mean) * std::exp(-2 * static_cast<double>(y.row(r)[gaussian->n + i]));
+    }
+    want_magnified += scale[r] * sum * scale[r] * sum;
+  }
   std::visit(
       [&](const auto& d) {
         std::vector<T> score(static_cast<std::size_t>(c.columns)), product(score.size()),
@@ -141,6 +150,8 @@ void compare(const Distribution& distribution, const std::string& name, Index ro
   check(entropy, want_entropy, n * size + std::abs(want_entropy), order, where + "entropy");
   check(many.divergence(old_y, y), want_divergence, n * std::max(change, want_divergence), order,
         where + "divergence");
+  check(many.magnified_rounding(y, scale.data()), want_magnified, size * want_magnified, order,
+        where + "magnified rounding");
   check(norms, want_norms, n + want_norms, rounded + order, where + "norms");
 }
 

@@ -94,13 +94,6 @@ inline __attribute__((always_inline)) void outer_products(Vec<T> (&acc)[M][V], I
   for (; count > 0; --count) step();
 }
 
-// Makes the compiler read what lies in memory again. Short of registers, GCC would otherwise keep
-// addresses for the end of a block in vector registers; a move from there waits in line behind the
-// block's products, and the next block's loads wait for it.
-inline __attribute__((always_inline)) void read_again() {
-  asm volatile("" ::: "memory");
-}
-
 // --- activations ---------------------------------------------------------------------------------
 
 // z <- act(z) in place, for (rows, columns) with columns a whole number of vectors; slope <- act'(z)
@@ -279,12 +272,10 @@ __attribute__((noinline)) void multiply_block(Block<T>& at) {
   const Index width = V * NATGRAD_VECTOR_BYTES == kPanelBytes ? kPanelBytes / sizeof(T) : at.width;
   Ahead panel = at.panel;
   for (const Piece<T>& piece : at.pieces) {
-    read_again();
     outer_products<T, M, V, 3>(acc, piece.k, piece.a + at.r * piece.lda, 1, piece.lda, piece.b,
                                width, [&] { panel.fetch(); });
   }
   at.panel = panel;
-  read_again();
   if (!at.first) {
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m) {
@@ -475,7 +466,9 @@ __attribute__((noinline)) void accumulate_block(const Accumulate<T>& p) {
     if (line - row >= V * NATGRAD_VECTOR_BYTES) line = row += p.ldg * (Index)sizeof(T);
   };
   outer_products<T, M, V, M>(acc, p.rows, p.d, p.ldd, 1, p.h, p.ldh, fetch);
-  read_again();
+  // From here p is read again. Short of registers, GCC would otherwise keep addresses in vector
+  // registers, from where they come back only behind the block's products.
+  asm volatile("" ::: "memory");
   T* g = p.g;
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m, g += p.ldg) {
@@ -501,7 +494,10 @@ void accumulate_columns(const Accumulate<T>& p, Index i) {
     at.g += rows * p.ldg;
   };
   for (; o + M <= p.out; next(M)) accumulate_block<T, M, V>(at);
-  if constexpr (M == 6) {
+  if constexpr (M > 6) {
+    for (; o + 6 <= p.out; next(6)) accumulate_block<T, 6, V>(at);
+  }
+  if constexpr (M >= 6) {
     if (o + 5 == p.out) return accumulate_block<T, 5, V>(at);
   }
   for (; o + 4 <= p.out; next(4)) accumulate_block<T, 4, V>(at);
@@ -536,32 +532,49 @@ void accumulate(const Accumulate<T>& p) {
   }
 }
 
-// Four vectors of columns at a time; reads and writes whole lanes.
-template <class T>
-void column_sums(const T* d, Index rows, Index ldd, Index columns, bool overwrite, T* sums) {
-  for (Index c = 0; c < columns; c += 4 * Simd<T>::lanes) {
-    const Index left = (columns - c + Simd<T>::lanes - 1) / Simd<T>::lanes;
-    Vec<T> acc[4] = {};
-    if (left >= 4) {
-      for (Index r = 0; r < rows; ++r) {
+// V vectors of columns. Where they are few, several rows at once: an addition that waits for the one
+// before takes four cycles.
+template <class T, int V>
+void sum_columns(const T* d, Index rows, Index ldd, bool overwrite, T* sums) {
+  constexpr int R = 8 / V;
+  Vec<T> acc[R][V] = {};
+  for (; rows >= R; rows -= R, d += R * ldd) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-        for (Index v = 0; v < 4; ++v) acc[v] += load<T>(d + r * ldd + c + v * Simd<T>::lanes);
-      }
-    } else {
-      for (Index r = 0; r < rows; ++r) {
-        for (Index v = 0; v < left; ++v) acc[v] += load<T>(d + r * ldd + c + v * Simd<T>::lanes);
-      }
-    }
-    for (Index v = 0; v < 4 && v < left; ++v) {
-      T* to = sums + c + v * Simd<T>::lanes;
-      store<T>(to, overwrite ? acc[v] : load<T>(to) + acc[v]);
+      for (int v = 0; v < V; ++v) acc[r][v] += load<T>(d + r * ldd + v * Simd<T>::lanes);
     }
   }
+  for (; rows > 0; --rows, d += ldd) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) acc[0][v] += load<T>(d + v * Simd<T>::lanes);
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) {
+#pragma GCC unroll 8
+    for (int r = 1; r < R; ++r) acc[0][v] += acc[r][v];
+    T* to = sums + v * Simd<T>::lanes;
+    store<T>(to, overwrite ? acc[0][v] : load<T>(to) + acc[0][v]);
+  }
+}
+
+template <class T>
+void column_sums(const T* d, Index rows, Index ldd, Index columns, bool overwrite, T* sums) {
+  constexpr Index lanes = Simd<T>::lanes;
+  Index c = 0;
+  for (; c + 3 * lanes < columns; c += 4 * lanes) {
+    sum_columns<T, 4>(d + c, rows, ldd, overwrite, sums + c);
+  }
+  for (; c + lanes < columns; c += 2 * lanes) {
+    sum_columns<T, 2>(d + c, rows, ldd, overwrite, sums + c);
+  }
+  if (c < columns) sum_columns<T, 1>(d + c, rows, ldd, overwrite, sums + c);
 }
 
 // --- sum_shards ----------------------------------------------------------------------------------
 
-// Shard by shard in double, eight vectors of columns at a time.
+// Shard by shard in double, eight vectors of columns at a time. What pads the columns to whole vectors
+// is read, but not written.
 template <class T>
 void sum_shards(const T* shards, Index count, Index stride, Index columns, double* sums) {
   typedef T Narrow __attribute__((vector_size(NATGRAD_VECTOR_BYTES * sizeof(T) / sizeof(double)),
@@ -580,10 +593,12 @@ void sum_shards(const T* shards, Index count, Index stride, Index columns, doubl
 #pragma GCC unroll 8
     for (int v = 0; v < 8; ++v) store<double>(sums + c + v * lanes, acc[v]);
   }
-  for (; c < columns; ++c) {
-    double sum = 0;
-    for (Index s = 0; s < count; ++s) sum += (double)shards[s * stride + c];
-    sums[c] = sum;
+  for (; c < columns; c += lanes) {
+    Vec<double> acc = {};
+    for (Index s = 0; s < count; ++s) {
+      acc += __builtin_convertvector(*(const Narrow*)(shards + s * stride + c), Vec<double>);
+    }
+    for (Index i = 0; i < lanes && c + i < columns; ++i) sums[c + i] = acc[i];
   }
 }
 

@@ -86,7 +86,8 @@ struct Table {
   // sums[c] += sum_r d[r][c], or = if `overwrite`; d and sums are padded to whole lanes.
   void (*column_sums)(const T* d, std::ptrdiff_t rows, std::ptrdiff_t ldd, std::ptrdiff_t columns,
                       bool overwrite, T* sums);
-  // sums[c] = sum_s shards[s * stride + c] for s < count, in this order and in double.
+  // sums[c] = sum_s shards[s * stride + c] for s < count, in this order and in double; shards are
+  // padded to whole lanes.
   void (*sum_shards)(const T* shards, std::ptrdiff_t count, std::ptrdiff_t stride,
                      std::ptrdiff_t columns, double* sums);
 };

@@ -169,10 +169,14 @@ template <class T>
 void normalize(const T* x, Index ldx, Index rows, Index columns, const double* mean,
                const double* inverse_std, double clip, T* h, Index ldh) {
   for (Index c = 0; c < ldh; c += kLanes) {
+    if (c >= columns) {
+      for (Index r = 0; r < rows; ++r) store(h + r * ldh + c, Wide{});
+      continue;
+    }
     const Wide from = load<false>(mean + c, columns - c);
     const Wide scale = load<false>(inverse_std + c, columns - c);
     const IVec<double> inside = first_lanes(columns - c);
-    const Index whole = columns <= c ? 0 : whole_rows(rows, columns, ldx);
+    const Index whole = whole_rows(rows, columns, ldx);
     for (Index r = 0; r < rows; ++r) {
       const T* at = x + r * ldx + c;
       const Wide value = r < whole ? load(at) : load<false>(at, columns - c);
@@ -209,6 +213,7 @@ double sum_of_roots(const double* squares, Index rows) {
 
 template <class T>
 double gaussian_distances(const Rows<T>& p, const T* x, Index ldx, double* distances) {
+  const Index readable = whole_rows(p.rows, p.n, ldx);
   Wide total = {};
   const auto strip = [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
     constexpr bool is_whole = decltype(whole)::is;
@@ -219,8 +224,10 @@ double gaussian_distances(const Rows<T>& p, const T* x, Index ldx, double* dista
 #pragma GCC unroll 8
       for (Index m = 0; m < kLanes; ++m) {
         if (!is_whole && m == count) break;
+        const T* at = x + (r + m) * ldx + c;
+        const bool vectors = is_whole || r + m < readable;
         const Wide apart =
-            load<is_whole>(x + (r + m) * ldx + c, p.n - c) - load(p.y + (r + m) * p.ldy + c);
+            (vectors ? load(at) : load<false>(at, p.n - c)) - load(p.y + (r + m) * p.ldy + c);
         const Wide z = only(apart * inverse_std, inside);
         squares[m] += z * z;
       }
@@ -231,7 +238,7 @@ double gaussian_distances(const Rows<T>& p, const T* x, Index ldx, double* dista
     if (distances != nullptr) store<is_whole>(distances + r, sums, count);
     total += sums;
   };
-  for_each_strip(p.rows, whole_rows(p.rows, p.n, ldx), strip);
+  for_each_strip(p.rows, readable, strip);
   return sum(total);
 }
 
@@ -240,6 +247,7 @@ template <class T>
 void gaussian_scores(const Rows<T>& p, const double* scale, T* out, Index ldout, double* squares) {
   const Index writable = p.rows - (p.n + padded(p.n) - 1) / ldout;
   const Index readable = whole_rows(p.rows, p.n, p.ldaction);
+  const Index safe = readable < writable ? readable : writable;
   const auto strip = [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
     constexpr bool is_whole = decltype(whole)::is;
     Wide sums[kLanes] = {};
@@ -249,12 +257,19 @@ void gaussian_scores(const Rows<T>& p, const double* scale, T* out, Index ldout,
       const T* y = p.y + (r + m) * p.ldy;
       const T* action = p.action + (r + m) * p.ldaction;
       T* to = out + (r + m) * ldout;
+      const bool vectors = is_whole || r + m < safe;
       const auto columns = [&](Index c, bool of_log_std) NATGRAD_LAMBDA {
         const Wide inverse_std = load(p.inverse_std + c);
-        const Wide z = (load<is_whole>(action + c, p.n - c) - load(y + c)) * inverse_std;
+        const Wide x = vectors ? load(action + c) : load<false>(action + c, p.n - c);
+        const Wide z = (x - load(y + c)) * inverse_std;
         const Wide score = of_log_std ? z * z - 1.0 : z * inverse_std;
         const Wide value = only(scale[r + m] * score, first_lanes(p.n - c));
-        store<is_whole>(to + (of_log_std ? p.n : 0) + c, value, p.n - c);
+        T* at = to + (of_log_std ? p.n : 0) + c;
+        if (vectors) {
+          store(at, value);
+        } else {
+          store<false>(at, value, p.n - c);
+        }
         sums[m] += value * value;
       };
       columns(0, false);
@@ -265,7 +280,7 @@ void gaussian_scores(const Rows<T>& p, const double* scale, T* out, Index ldout,
     store<is_whole>(squares + r, load<is_whole>(squares + r, count) + lane_sums<kLanes>(sums),
                     count);
   };
-  for_each_strip(p.rows, readable < writable ? readable : writable, strip);
+  for_each_strip(p.rows, safe, strip);
 }
 
 template <class T>
