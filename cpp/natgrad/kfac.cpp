@@ -1,5 +1,6 @@
 #include "natgrad/kfac.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <limits>
 
@@ -11,30 +12,32 @@ namespace {
 // Of the damping, in the factors: multiplied out, they have the damping and mixed terms besides.
 constexpr double kShare = 0.3;
 
-constexpr Index kSweep = 16;  // rows of a matrix that are swept at once
+// Rows of a matrix that are swept at once: more where it leaves the first-level cache.
+constexpr Index kSweep = 8, kLargeSweep = 16, kLarge = 128;
 
 // b := b^-1 for a symmetric positive definite matrix, by the same operator one row at a time.
-bool invert_small(double (*b)[kSweep]) {
-  double row[kSweep];
-  for (Index k = 0; k < kSweep; ++k) {
+template <Index kRows>
+bool invert_small(double (*b)[kRows]) {
+  double row[kRows];
+  for (Index k = 0; k < kRows; ++k) {
     const double inverse = 1 / b[k][k];
     if (!(inverse > 0) || !std::isfinite(inverse)) return false;
-    for (Index j = 0; j < kSweep; ++j) row[j] = inverse * b[k][j];
-    for (Index i = 0; i < kSweep; ++i) {
+    for (Index j = 0; j < kRows; ++j) row[j] = inverse * b[k][j];
+    for (Index i = 0; i < kRows; ++i) {
       const double factor = b[i][k];
-      for (Index j = 0; j < kSweep; ++j) b[i][j] -= factor * row[j];
+      for (Index j = 0; j < kRows; ++j) b[i][j] -= factor * row[j];
       b[i][k] = inverse * factor;
     }
-    for (Index j = 0; j < kSweep; ++j) b[k][j] = row[j];
+    for (Index j = 0; j < kRows; ++j) b[k][j] = row[j];
     b[k][k] = -inverse;
   }
-  for (Index i = 0; i < kSweep * kSweep; ++i) b[0][i] = -b[0][i];
+  for (Index i = 0; i < kRows * kRows; ++i) b[0][i] = -b[0][i];
   return true;
 }
 
 template <class T>
 Index inversion_scratch(Index n) {
-  return 2 * kSweep * leading_dimension<T>(n);
+  return 2 * (n > kLarge ? kLargeSweep : kSweep) * leading_dimension<T>(n);
 }
 
 // a := a^-1 for a symmetric positive definite matrix (n, n), by the sweep operator (Goodnight, "A
@@ -44,18 +47,18 @@ Index inversion_scratch(Index n) {
 //   [ A_JK A_JJ ] ->  [ A_JK B A_JJ - A_JK B A_KJ  ]     B = A_KK^-1; all rows swept, it is -A^-1
 //
 // All of its n^3 multiply-adds are the kernel's. False where a pivot is lost in rounding.
-template <class T>
-bool invert(T* a, Index n, Index stride, T* scratch) {
+template <Index kRows, class T>
+bool invert_by(T* a, Index n, Index stride, T* scratch) {
   const kernels::Table<T>& kernel = kernels::table<T>();
-  T* panel = scratch;                  // A_KJ, with A_KK
-  T* swept = panel + kSweep * stride;  // B A_KJ
-  double b[kSweep][kSweep];
-  T small[kSweep * kSweep];
-  for (Index first = 0; first < n; first += kSweep) {
-    const Index rows = std::min(kSweep, n - first);
+  T* panel = scratch;                 // A_KJ, with A_KK
+  T* swept = panel + kRows * stride;  // B A_KJ
+  double b[kRows][kRows];
+  T small[kRows * kRows];
+  for (Index first = 0; first < n; first += kRows) {
+    const Index rows = std::min(kRows, n - first);
     T* block = a + first * stride;
-    for (Index i = 0; i < kSweep; ++i) {  // continued by the identity
-      for (Index j = 0; j < kSweep; ++j) {
+    for (Index i = 0; i < kRows; ++i) {  // continued by the identity
+      for (Index j = 0; j < kRows; ++j) {
         const bool inside = i < rows && j < rows;
         b[i][j] =
             inside ? static_cast<double>(block[i * stride + first + j]) : (i == j ? 1.0 : 0.0);
@@ -63,10 +66,10 @@ bool invert(T* a, Index n, Index stride, T* scratch) {
     }
     if (!invert_small(b)) return false;
     for (Index i = 0; i < rows; ++i) {
-      for (Index j = 0; j < rows; ++j) small[i * kSweep + j] = static_cast<T>(b[i][j]);
+      for (Index j = 0; j < rows; ++j) small[i * kRows + j] = static_cast<T>(b[i][j]);
     }
     for (Index i = 0; i < rows * stride; ++i) panel[i] = block[i];
-    kernel.accumulate({rows, small, kSweep, rows, panel, stride, n, swept, stride, true});
+    kernel.accumulate({rows, small, kRows, rows, panel, stride, n, swept, stride, true});
     for (Index i = 0; i < rows * stride; ++i) panel[i] = -panel[i];
     kernel.accumulate({rows, panel, stride, n, swept, stride, n, a, stride, false});
     for (Index i = 0; i < rows; ++i) {
@@ -74,7 +77,7 @@ bool invert(T* a, Index n, Index stride, T* scratch) {
       for (Index j = 0; j < n; ++j) a[j * stride + first + i] = swept[i * stride + j];
     }
     for (Index i = 0; i < rows; ++i) {
-      for (Index j = 0; j < rows; ++j) block[i * stride + first + j] = -small[i * kSweep + j];
+      for (Index j = 0; j < rows; ++j) block[i * stride + first + j] = -small[i * kRows + j];
     }
   }
   for (Index i = 0; i < n; ++i) {
@@ -85,6 +88,13 @@ bool invert(T* a, Index n, Index stride, T* scratch) {
     if (!(a[i * stride + i] > 0) || !std::isfinite(a[i * stride + i])) return false;
   }
   return true;
+}
+
+template <class T>
+bool invert(T* a, Index n, T* scratch) {
+  const Index stride = leading_dimension<T>(n);
+  return n > kLarge ? invert_by<kLargeSweep>(a, n, stride, scratch)
+                    : invert_by<kSweep>(a, n, stride, scratch);
 }
 
 double mean_diagonal(const Buffer<double>& a, Index n) {
@@ -109,16 +119,25 @@ void shifted(const Buffer<double>& from, Index n, double shift, Buffer<T>* to) {
 }  // namespace
 
 template <class T>
+bool KroneckerFactors<T>::fits(const Network<T>& network) const {
+  const std::vector<Layer>& layers = network.layers();
+  bool same = blocks_.size() == layers.size() && free_.size() == network.spec().free_outputs;
+  for (std::size_t l = 0; same && l < layers.size(); ++l) {
+    same = blocks_[l].in == layers[l].in && blocks_[l].out == layers[l].out;
+  }
+  return same;
+}
+
+template <class T>
 void KroneckerFactors<T>::average(Fisher<T>* fisher, const KfacOptions& options) {
   const Network<T>& network = fisher->network();
   const std::vector<Layer>& layers = network.layers();
-  bool keep = options.decay > 0 && blocks_.size() == layers.size() &&
-              free_.size() == network.spec().free_outputs;
+  const bool kept = fits(network);
+  if (kept && ++age_ < options.refresh) return;
+  age_ = 0;
+  factorized_ = false;
+  const double decay = kept ? options.decay : 0;
   blocks_.resize(layers.size());
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    keep = keep && blocks_[l].in == layers[l].in && blocks_[l].out == layers[l].out;
-  }
-  const double decay = keep ? options.decay : 0;
   const auto blend = [&](const Buffer<double>& sum, double scale, Buffer<double>* average) {
     average->resize(sum.size());
     for (Index i = 0; i < sum.size(); ++i) {
@@ -143,6 +162,7 @@ void KroneckerFactors<T>::average(Fisher<T>* fisher, const KfacOptions& options)
 
 template <class T>
 bool KroneckerFactors<T>::factorize(double damping) {
+  if (factorized_ && damping == damping_) return true;
   damping_ = damping;
   // What rounding may take from an eigenvalue, where the damping does not cover it.
   const double rounding = std::sqrt(static_cast<double>(std::numeric_limits<T>::epsilon()));
@@ -155,7 +175,10 @@ bool KroneckerFactors<T>::factorize(double damping) {
     scratch_[2 * l].resize(inversion_scratch<T>(in));
     scratch_[2 * l + 1].resize(inversion_scratch<T>(out));
     const double a = mean_diagonal(block.inputs, in), s = mean_diagonal(block.adjoints, out);
-    if (!std::isfinite(a) || !std::isfinite(s)) return false;
+    if (!std::isfinite(a) || !std::isfinite(s)) {
+      blocks_.clear();
+      return false;
+    }
     block.zero = !(s > 0);
     if (block.zero) continue;
     const double gamma = std::sqrt(kShare * damping), pi = std::sqrt(a / s);
@@ -169,9 +192,96 @@ bool KroneckerFactors<T>::factorize(double damping) {
     const Index n = task % 2 == 0 ? block.in + 1 : block.out;
     Buffer<T>& a = task % 2 == 0 ? block.inputs_inverse : block.adjoints_inverse;
     T* scratch = scratch_[static_cast<std::size_t>(task)].data();
-    if (!invert(a.data(), n, leading_dimension<T>(n), scratch)) definite = false;
+    if (!invert(a.data(), n, scratch)) definite = false;
   });
-  return definite;
+  if (!definite) blocks_.clear();
+  return factorized_ = definite;
+}
+
+template <class T>
+std::vector<double> KroneckerFactors<T>::state() const {
+  if (blocks_.empty()) return {};
+  std::vector<double> state{static_cast<double>(age_), static_cast<double>(free_.size())};
+  for (const Block& block : blocks_) {
+    state.push_back(static_cast<double>(block.in));
+    state.push_back(static_cast<double>(block.out));
+    state.insert(state.end(), block.inputs.begin(), block.inputs.end());
+    state.insert(state.end(), block.adjoints.begin(), block.adjoints.end());
+  }
+  state.insert(state.end(), free_.begin(), free_.end());
+  return state;
+}
+
+template <class T>
+bool KroneckerFactors<T>::set_state(const std::vector<double>& state) {
+  std::vector<Block> blocks;
+  Index offset = 0;
+  auto at = state.begin();
+  const auto left = [&] { return static_cast<Index>(state.end() - at); };
+  const auto take_integer = [&](Index low, Index* to) {  // small enough to be squared
+    if (at == state.end() || !(*at >= 0 && *at < 1 << 20)) return false;
+    *to = static_cast<Index>(*at);
+    return *to >= low && static_cast<double>(*to) == *at++;
+  };
+  const auto take_values = [&](Index count, Buffer<double>* to) {
+    if (left() < count || !std::all_of(at, at + count, [](double x) { return std::isfinite(x); })) {
+      return false;
+    }
+    to->resize(count);
+    std::copy_n(at, count, to->begin());
+    at += count;
+    return true;
+  };
+  Index age = 0, free = 0;
+  Buffer<double> diagonal;
+  if (!state.empty()) {
+    if (!take_integer(0, &age) || !take_integer(0, &free)) return false;
+    while (left() > free) {
+      Block block{};
+      if (!take_integer(1, &block.in) || !take_integer(1, &block.out)) return false;
+      if (!take_values((block.in + 1) * (block.in + 1), &block.inputs)) return false;
+      if (!take_values(block.out * block.out, &block.adjoints)) return false;
+      block.weight = offset;
+      block.bias = offset + block.in * block.out;
+      offset = block.bias + block.out;
+      blocks.push_back(std::move(block));
+    }
+    if (!take_values(free, &diagonal)) return false;
+  }
+  blocks_ = std::move(blocks);
+  free_ = std::move(diagonal);
+  free_offset_ = offset;
+  age_ = static_cast<int>(age);
+  factorized_ = false;
+  return true;
+}
+
+namespace {
+// In multiply-adds of a layer's matrix product.
+constexpr double kSums = 1.3;        // one of the sums, and of what is pulled back for them
+constexpr double kSampledRow = 700;  // a row that takes part, with its random signs
+constexpr double kSummed = 6;        // an element of a factor, in the sum over shards
+constexpr double kInverted = 6;      // of n^3 to invert a factor
+constexpr double kApplied = 2.5;     // one of an application,
+constexpr double kCopied = 20;       // and a parameter in it
+}  // namespace
+
+template <class T>
+double KroneckerFactors<T>::cost(const Fisher<T>& fisher, const KfacOptions& options,
+                                 int applications) {
+  double products = 0, elements = 0, cubes = 0, applied = 0, parameters = 0;
+  for (const Layer& layer : fisher.network().layers()) {
+    const double in = static_cast<double>(layer.in + 1), out = static_cast<double>(layer.out);
+    products += (in * in + out * out) / 2 + (parameters > 0 ? in * out : 0);
+    elements += in * in + out * out;
+    cubes += in * in * in + out * out * out;
+    applied += in * out * (in + out);
+    parameters += in * out;
+  }
+  const double rows = static_cast<double>(fisher.rows()) / static_cast<double>(options.every);
+  const double made = rows * (kSums * products + kSampledRow) + kSummed * elements;
+  return made / options.refresh + kInverted * cubes / options.refresh +
+         applications * (kApplied * applied + kCopied * parameters);
 }
 
 namespace {

@@ -526,10 +526,11 @@ void Linearization<T>::sweep(const double* direction,
         direction != nullptr ? forward_mode(first, rows, worker) : Matrix<const T>{};
     const Matrix<T> d = scratch(worker->cotangent, rows, network_->output_columns());
     fill(first, u, d, shard);
+    if (gradient == nullptr) return;
     reverse(first, d, first == shard_begin(shard), accumulators_.data() + shard * accumulator_size_,
             worker);
   });
-  reduce(gradient);
+  if (gradient != nullptr) reduce(gradient);
 }
 
 // Sums the shards' gradients in their order, into the flat layout of theta. Large gradients are cut
