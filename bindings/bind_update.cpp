@@ -298,7 +298,7 @@ damped_step : bool
     Scale the step by x'(F + damping D)x instead.
 preconditioner : {'none', 'auto', 'kfac', 'diagonal', 'nystrom'}
     Of the conjugate gradients; see KFac, DiagonalPreconditioner and NystromPreconditioner. 'auto' is
-    as accurate as cg_iterations plain ones, in less time: the first and then every 20th update solves
+    as accurate as cg_iterations plain ones, in less time: the first and then every 50th update solves
     both ways, with 'kfac' until the quadratic model is as low (eq. 31); the ones between take the
     faster way by a cost model, with as many products as it needed.
 kfac_every : int >= 1

@@ -345,6 +345,21 @@ template <class T>
 void Fisher<T>::fill_signed(Index first, Index every, Matrix<T> d) const {
   std::visit(
       [&](const auto& distribution) {
+        if (distribution_
+                .has_shared_curvature()) {  // diagonal: its root once, and last where it is
+          const T* root = d.row(0);
+          const auto one = [](Index) { return 1.0; };
+          distribution.fisher_root_product(state(0), one, 1.0, d.row(0));
+          for (Index r = d.rows; r-- > 0;) {
+            const Index n = first + every * r;
+            RandomSigns sign(n);
+            const double scale = std::sqrt(weights_[n]);
+            T* row = d.row(r);
+            for (Index k = 0; k < d.columns; ++k)
+              row[k] = static_cast<T>(scale * sign(k)) * root[k];
+          }
+          return;
+        }
         for (Index r = 0; r < d.rows; ++r) {
           const Index n = first + every * r;
           distribution.fisher_root_product(state(n), RandomSigns(n), std::sqrt(weights_[n]),

@@ -12,32 +12,30 @@ namespace {
 // Of the damping, in the factors: multiplied out, they have the damping and mixed terms besides.
 constexpr double kShare = 0.3;
 
-// Rows of a matrix that are swept at once: more where it leaves the first-level cache.
-constexpr Index kSweep = 8, kLargeSweep = 16, kLarge = 128;
+constexpr Index kSweep = 16;  // rows of a matrix that are swept at once
 
 // b := b^-1 for a symmetric positive definite matrix, by the same operator one row at a time.
-template <Index kRows>
-bool invert_small(double (*b)[kRows]) {
-  double row[kRows];
-  for (Index k = 0; k < kRows; ++k) {
+bool invert_small(double (*b)[kSweep]) {
+  double row[kSweep];
+  for (Index k = 0; k < kSweep; ++k) {
     const double inverse = 1 / b[k][k];
     if (!(inverse > 0) || !std::isfinite(inverse)) return false;
-    for (Index j = 0; j < kRows; ++j) row[j] = inverse * b[k][j];
-    for (Index i = 0; i < kRows; ++i) {
+    for (Index j = 0; j < kSweep; ++j) row[j] = inverse * b[k][j];
+    for (Index i = 0; i < kSweep; ++i) {
       const double factor = b[i][k];
-      for (Index j = 0; j < kRows; ++j) b[i][j] -= factor * row[j];
+      for (Index j = 0; j < kSweep; ++j) b[i][j] -= factor * row[j];
       b[i][k] = inverse * factor;
     }
-    for (Index j = 0; j < kRows; ++j) b[k][j] = row[j];
+    for (Index j = 0; j < kSweep; ++j) b[k][j] = row[j];
     b[k][k] = -inverse;
   }
-  for (Index i = 0; i < kRows * kRows; ++i) b[0][i] = -b[0][i];
+  for (Index i = 0; i < kSweep * kSweep; ++i) b[0][i] = -b[0][i];
   return true;
 }
 
 template <class T>
 Index inversion_scratch(Index n) {
-  return 2 * (n > kLarge ? kLargeSweep : kSweep) * leading_dimension<T>(n);
+  return 2 * kSweep * leading_dimension<T>(n);
 }
 
 // a := a^-1 for a symmetric positive definite matrix (n, n), by the sweep operator (Goodnight, "A
@@ -47,18 +45,18 @@ Index inversion_scratch(Index n) {
 //   [ A_JK A_JJ ] ->  [ A_JK B A_JJ - A_JK B A_KJ  ]     B = A_KK^-1; all rows swept, it is -A^-1
 //
 // All of its n^3 multiply-adds are the kernel's. False where a pivot is lost in rounding.
-template <Index kRows, class T>
-bool invert_by(T* a, Index n, Index stride, T* scratch) {
+template <class T>
+bool invert(T* a, Index n, Index stride, T* scratch) {
   const kernels::Table<T>& kernel = kernels::table<T>();
-  T* panel = scratch;                 // A_KJ, with A_KK
-  T* swept = panel + kRows * stride;  // B A_KJ
-  double b[kRows][kRows];
-  T small[kRows * kRows];
-  for (Index first = 0; first < n; first += kRows) {
-    const Index rows = std::min(kRows, n - first);
+  T* panel = scratch;                  // A_KJ, with A_KK
+  T* swept = panel + kSweep * stride;  // B A_KJ
+  double b[kSweep][kSweep];
+  T small[kSweep * kSweep];
+  for (Index first = 0; first < n; first += kSweep) {
+    const Index rows = std::min(kSweep, n - first);
     T* block = a + first * stride;
-    for (Index i = 0; i < kRows; ++i) {  // continued by the identity
-      for (Index j = 0; j < kRows; ++j) {
+    for (Index i = 0; i < kSweep; ++i) {  // continued by the identity
+      for (Index j = 0; j < kSweep; ++j) {
         const bool inside = i < rows && j < rows;
         b[i][j] =
             inside ? static_cast<double>(block[i * stride + first + j]) : (i == j ? 1.0 : 0.0);
@@ -66,10 +64,10 @@ bool invert_by(T* a, Index n, Index stride, T* scratch) {
     }
     if (!invert_small(b)) return false;
     for (Index i = 0; i < rows; ++i) {
-      for (Index j = 0; j < rows; ++j) small[i * kRows + j] = static_cast<T>(b[i][j]);
+      for (Index j = 0; j < rows; ++j) small[i * kSweep + j] = static_cast<T>(b[i][j]);
     }
     for (Index i = 0; i < rows * stride; ++i) panel[i] = block[i];
-    kernel.accumulate({rows, small, kRows, rows, panel, stride, n, swept, stride, true});
+    kernel.accumulate({rows, small, kSweep, rows, panel, stride, n, swept, stride, true});
     for (Index i = 0; i < rows * stride; ++i) panel[i] = -panel[i];
     kernel.accumulate({rows, panel, stride, n, swept, stride, n, a, stride, false});
     for (Index i = 0; i < rows; ++i) {
@@ -77,7 +75,7 @@ bool invert_by(T* a, Index n, Index stride, T* scratch) {
       for (Index j = 0; j < n; ++j) a[j * stride + first + i] = swept[i * stride + j];
     }
     for (Index i = 0; i < rows; ++i) {
-      for (Index j = 0; j < rows; ++j) block[i * stride + first + j] = -small[i * kRows + j];
+      for (Index j = 0; j < rows; ++j) block[i * stride + first + j] = -small[i * kSweep + j];
     }
   }
   for (Index i = 0; i < n; ++i) {
@@ -88,13 +86,6 @@ bool invert_by(T* a, Index n, Index stride, T* scratch) {
     if (!(a[i * stride + i] > 0) || !std::isfinite(a[i * stride + i])) return false;
   }
   return true;
-}
-
-template <class T>
-bool invert(T* a, Index n, T* scratch) {
-  const Index stride = leading_dimension<T>(n);
-  return n > kLarge ? invert_by<kLargeSweep>(a, n, stride, scratch)
-                    : invert_by<kSweep>(a, n, stride, scratch);
 }
 
 double mean_diagonal(const Buffer<double>& a, Index n) {
@@ -192,7 +183,7 @@ bool KroneckerFactors<T>::factorize(double damping) {
     const Index n = task % 2 == 0 ? block.in + 1 : block.out;
     Buffer<T>& a = task % 2 == 0 ? block.inputs_inverse : block.adjoints_inverse;
     T* scratch = scratch_[static_cast<std::size_t>(task)].data();
-    if (!invert(a.data(), n, scratch)) definite = false;
+    if (!invert(a.data(), n, leading_dimension<T>(n), scratch)) definite = false;
   });
   if (!definite) blocks_.clear();
   return factorized_ = definite;
@@ -258,12 +249,13 @@ bool KroneckerFactors<T>::set_state(const std::vector<double>& state) {
 
 namespace {
 // In multiply-adds of a layer's matrix product.
-constexpr double kSums = 1.3;        // one of the sums, and of what is pulled back for them
-constexpr double kSampledRow = 700;  // a row that takes part, with its random signs
-constexpr double kSummed = 6;        // an element of a factor, in the sum over shards
-constexpr double kInverted = 6;      // of n^3 to invert a factor
-constexpr double kApplied = 2.5;     // one of an application,
-constexpr double kCopied = 20;       // and a parameter in it
+constexpr double kSums = 0.95;        // one of the sums, and of what is pulled back for them
+constexpr double kSampledRow = 6000;  // a row that takes part, with its random signs
+constexpr double kSummed = 6;         // an element of a factor, in the sum over shards
+constexpr double kInverted = 2;       // one of the n^3 of an inversion,
+constexpr double kSwept = 480;        // and an element in it
+constexpr double kApplied = 1.5;      // one of an application,
+constexpr double kCopied = 20;        // and a parameter in it
 }  // namespace
 
 template <class T>
@@ -279,9 +271,9 @@ double KroneckerFactors<T>::cost(const Fisher<T>& fisher, const KfacOptions& opt
     parameters += in * out;
   }
   const double rows = static_cast<double>(fisher.rows()) / static_cast<double>(options.every);
-  const double made = rows * (kSums * products + kSampledRow) + kSummed * elements;
-  return made / options.refresh + kInverted * cubes / options.refresh +
-         applications * (kApplied * applied + kCopied * parameters);
+  const double made =
+      rows * (kSums * products + kSampledRow) + kInverted * cubes + (kSummed + kSwept) * elements;
+  return made / options.refresh + applications * (kApplied * applied + kCopied * parameters);
 }
 
 namespace {

@@ -269,8 +269,8 @@ void TrustRegionUpdate<T>::solve(double terms, double* x, UpdateReport* report) 
 }
 
 namespace {
-// Updates from one trial of both ways to the next: a twentieth of the time at most goes into trials.
-constexpr int kTrialEvery = 20;
+// Updates from one trial of both ways to the next: a fiftieth of a plain solve's time goes into trials.
+constexpr int kTrialEvery = 50;
 }  // namespace
 
 // By Kronecker factors if they were as accurate in less time when both ways were tried last. The errors
