@@ -342,6 +342,23 @@ def test_indefinite_and_singular_operators_are_told_with_any_preconditioner(kind
     assert r.status is core.CgStatus.CONVERGED
 
 
+@pytest.mark.parametrize("curvature", [2.0, 0.0, -1.0])
+def test_systems_of_one_unknown(curvature):
+    A, b = np.array([[curvature]]), np.array([3.0])
+    made = (
+        None, np.eye(1), core.DiagonalPreconditioner(np.abs(A[0]), 0.5),
+        core.NystromPreconditioner(A, 1, 0.5),
+    )  # fmt: skip
+    for damping, M in itertools.product((0.0, 0.5), made):
+        r = core.conjugate_gradient(A, b, damping=damping, preconditioner=M)
+        assert np.isfinite([r.x[0], r.residual_norm, r.quadratic_form]).all()
+        if curvature + damping > 0:
+            assert r.status is core.CgStatus.CONVERGED
+            np.testing.assert_allclose(r.x, b / (curvature + damping), rtol=1e-6)
+        else:
+            assert r.status is core.CgStatus.INDEFINITE
+
+
 def test_parameters_that_are_not_finite_leave_the_identity():
     problem = make_problem("categorical")
     problem.core.parameters[0] = np.nan

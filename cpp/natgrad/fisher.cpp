@@ -12,8 +12,8 @@ using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::Ro
 constexpr Index kChunkRows = 256;
 
 // The cost model, fitted to `benchmarks/solver_choice.py`: multiply-adds of the kernels that take as
-// long as a value of a softmax's root (eq. 6); what a series of sweeps takes of its own model's time.
-constexpr double kSoftmaxRoot = 320, kSeries = 0.92;
+// long as a value of a softmax's root (eq. 6).
+constexpr double kSoftmaxRoot = 320;
 
 // +1 or -1 for each column, a function of row and column alone: the bits of SplitMix64 (Steele, Lea
 // and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
@@ -108,7 +108,7 @@ template <class T>
 double Fisher<T>::cost_of_products(int series) const {
   return uses_gram(series) ? LinearGaussian<T>::cost_of_products(*policy_->policy,
                                                                  policy_->network.rows(), series)
-                           : kSeries * policy_->network.cost(adjoint_columns(), series);
+                           : policy_->network.cost(adjoint_columns(), series);
 }
 
 // In multiply-adds of the kernels; infinite where there is no such form.

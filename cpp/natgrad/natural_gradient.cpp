@@ -235,6 +235,13 @@ double TrustRegionUpdate<T>::damping(double terms) {
   return terms * options_.damping;
 }
 
+namespace {
+// False where r'M^-1 r, or the curvature, is not positive in rounding from the beginning.
+bool went_somewhere(const CgSummary& summary) {
+  return summary.iterations > 0 || summary.status != CgStatus::INDEFINITE;
+}
+}  // namespace
+
 // Directly where that is asked for or faster; then without iterations. What is left of the residual is
 // rounding, or lies in the null space of F.
 template <class T>
@@ -262,8 +269,8 @@ void TrustRegionUpdate<T>::solve(double terms, double* x, UpdateReport* report) 
   }
   if (Preconditioner* const m = precondition(options_.preconditioner, damping, report)) {
     summary = iterate(cg, m, x);
-    if (summary.iterations > 0 || summary.status != CgStatus::INDEFINITE) return;
-    report->preconditioner = PreconditionerKind::none;  // r'M^-1 r is not positive in rounding
+    if (went_somewhere(summary)) return;
+    report->preconditioner = PreconditionerKind::none;
   }
   summary = iterate(cg, nullptr, x);
 }
@@ -283,9 +290,11 @@ void TrustRegionUpdate<T>::solve_automatically(CgOptions cg, double* x, UpdateRe
   until_trial_ = (trial ? kTrialEvery : until_trial_) - 1;
   if (!trial && sufficient_ > 0) {
     if (Preconditioner* const m = precondition(PreconditionerKind::kfac, cg.damping, report)) {
-      cg.max_iterations = sufficient_;
-      report->cg = iterate(cg, m, x);
-      return;
+      CgOptions fewer = cg;
+      fewer.max_iterations = sufficient_;
+      report->cg = iterate(fewer, m, x);
+      if (went_somewhere(report->cg)) return;
+      report->preconditioner = PreconditionerKind::none;
     }
   }
   other_.resize(n);

@@ -21,7 +21,7 @@ NAMES = {
     "diagonal": "diagonal",
     "nystrom 10": "Nystrom, rank 10",
 }
-MOST = 20  # products shown
+MOST = 12  # products shown
 
 
 def main() -> None:
