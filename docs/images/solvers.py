@@ -1,7 +1,7 @@
 """Draws error-products.png and error-time.png from the curves of the solver benchmark.
 
-    python benchmarks/time_to_accuracy.py --threads 2 --stage 60000 --task HalfCheetah-v5 \
-        Humanoid-v5 --method kfac diagonal "nystrom 10" --curves benchmarks/results/curves.csv
+    python benchmarks/time_to_accuracy.py --threads 1 --stage 60000 --task HalfCheetah-v5 \
+        Hopper-v5 --method kfac diagonal "nystrom 10" --curves benchmarks/results/curves.csv
     python docs/images/solvers.py
 """
 
