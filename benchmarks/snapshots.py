@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 import natgrad
@@ -40,18 +41,26 @@ class Snapshot:
         return f"{self.task} {self.stage // 1000}k"
 
 
+def _agent(task: str, stage: int) -> natgrad.TRPO:
+    if stage == 0:
+        return natgrad.TRPO(task, seed=0, **TASKS[task])
+    path = FOLDER / f"{task}-{stage // 1000}k.npz"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; run python benchmarks/snapshots.py")
+    return natgrad.TRPO.load(path)
+
+
+def _standardised(advantages: Any) -> Any:
+    return (advantages - advantages.mean()) / advantages.std()
+
+
 def load(task: str, stage: int) -> Snapshot:
     """The policy of a stage; its batch is collected anew, the same at every call.
 
     Raises:
         FileNotFoundError: the checkpoint is not there.
     """
-    agent = natgrad.TRPO(task, seed=0, **TASKS[task])
-    if stage > 0:
-        path = FOLDER / f"{task}-{stage // 1000}k.npz"
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing; run python benchmarks/snapshots.py")
-        agent = natgrad.TRPO.load(path)
+    agent = _agent(task, stage)
     steps = agent.config.batch_size
     rollout = natgrad.collect(agent.policy, agent._environments, steps, natgrad.Rng(1))
     advantages, _ = agent._advantages(rollout)
@@ -59,9 +68,33 @@ def load(task: str, stage: int) -> Snapshot:
     batch = natgrad.Batch(
         rollout.observations[:-1, 0],
         rollout.actions[:, 0],
-        ((advantages - advantages.mean()) / advantages.std()).ravel(),
+        _standardised(advantages).ravel(),
     )
     return Snapshot(task, stage, agent.policy, batch)
+
+
+def consecutive(task: str, stage: int, count: int) -> list[Snapshot]:
+    """Policies and batches of the next updates of the run, one after the other."""
+    agent = _agent(task, stage)
+    update, taken = agent._update, []
+
+    class Recorder:
+        """The agent's update, which notes what it is given."""
+
+        state = property(lambda self: update.state)
+
+        def __call__(self, policy: natgrad.Policy, batch: natgrad.Batch) -> natgrad.UpdateReport:
+            copy = natgrad.Policy(**{**policy.config, "distribution": policy.distribution})
+            copy.parameters[:] = policy.parameters
+            copy.set_normalizer(*policy.normalizer)
+            arrays = (batch.observations, batch.actions, _standardised(batch.advantages))
+            taken.append(Snapshot(task, stage, copy, natgrad.Batch(*map(np.array, arrays))))
+            return update(policy, batch)
+
+    agent._update = Recorder()  # type: ignore[assignment]
+    agent.learn(count * agent.config.batch_size)
+    agent.close()
+    return taken
 
 
 def main() -> None:

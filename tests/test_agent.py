@@ -129,6 +129,9 @@ CHANGES = {  # option: another value, and options without which it would mean no
     "solver": ("cg", {}),
     "preconditioner": ("kfac", WITH_CG),
     "kfac_every": (4, {"preconditioner": "kfac", **WITH_CG}),
+    "kfac_refresh": (2, {"preconditioner": "kfac", **WITH_CG}),
+    "kfac_decay": (0.5, {"preconditioner": "kfac", **WITH_CG}),
+    "cg_last_residual": (False, {"cg_iterations": 1, **WITH_CG}),
     "nystrom_rank": (5, {"preconditioner": "nystrom", **WITH_CG}),
     "fisher": ("empirical", {}),
     "curvature_fraction": (0.2, {}),
@@ -278,12 +281,13 @@ def test_a_damping_that_is_adapted_starts_within_its_bounds(options):
 
 
 def test_the_log_says_how_the_system_was_solved():
-    logs = history(natgrad.TRPO("CartPole-v1", cg_progress_tolerance=0.05, **SMALL), 256)
+    options = {"solver": "cg", **SMALL}
+    logs = history(natgrad.TRPO("CartPole-v1", cg_progress_tolerance=0.05, **options), 256)
     assert {log["train/cg_status"] for log in logs} == {"SLOW_PROGRESS"}
     assert all(log["train/cg_products"] == log["train/cg_iterations"] < 10 for log in logs)
     assert all(log["train/damping"] == 0.1 for log in logs)
     assert all(np.isfinite(log["train/reduction_ratio"]) for log in logs)
-    adaptive = natgrad.TRPO("CartPole-v1", damping_mode="adaptive", warm_start=True, **SMALL)
+    adaptive = natgrad.TRPO("CartPole-v1", damping_mode="adaptive", warm_start=True, **options)
     logs = history(adaptive, 256)
     assert len({log["train/damping"] for log in logs}) > 1
     assert all(log["train/cg_products"] > log["train/cg_iterations"] for log in logs[1:])

@@ -38,6 +38,14 @@ KINDS = {
     "npg": (natgrad.NPG, {"curvature_fraction": 0.5}),
     "npg with a warm start": (natgrad.NPG, {"warm_start": True}),
     "trpo with adaptive damping": (natgrad.TRPO, {"damping_mode": "adaptive"}),
+    "trpo with kept factors": (
+        natgrad.TRPO,
+        {"preconditioner": "kfac", "kfac_refresh": 3, "kfac_decay": 0.5, "solver": "cg"},
+    ),
+    "npg with an automatic preconditioner": (
+        natgrad.NPG,
+        {"preconditioner": "auto", "kfac_refresh": 2, "solver": "cg"},
+    ),
     "trpo with both, in double": (
         natgrad.TRPO,
         {"warm_start": True, "damping_mode": "adaptive", "dtype": "float64"},

@@ -344,8 +344,11 @@ def test_an_update_without_memory_has_no_state():
         {"damping_mode": "adaptive"},
         {"warm_start": True},
         {"damping_mode": "adaptive", "warm_start": True},
+        {"preconditioner": "kfac", "kfac_refresh": 4, "solver": "cg"},
+        {"preconditioner": "kfac", "kfac_decay": 0.5, "solver": "cg"},
+        {"preconditioner": "auto", "kfac_refresh": 2, "warm_start": True, "solver": "cg"},
     ],
-    ids=["adaptive", "warm", "both"],
+    ids=["adaptive", "warm", "both", "kept factors", "averaged factors", "automatic"],
 )
 def test_a_restored_update_goes_on_with_the_same_bits(options, dtype):
     p, twin = (make_problem("gaussian", dtype=dtype) for _ in range(2))

@@ -241,10 +241,8 @@ def test_kfac_has_the_same_bits_for_any_number_of_threads(dtype):
 # What is degenerate ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("damping", [0.0, 1e-12, 0.1])
-@pytest.mark.parametrize("case", ["one observation", "duplicates", "dead layer", "smallest"])
-def test_degenerate_batches_give_finite_preconditioners(case, damping, dtype):
+def degenerate(case, dtype):
+    """A problem, and its observations."""
     count = 1 if case == "one observation" else 64
     hidden = () if case == "smallest" else (7, 5)
     activation = "relu" if case == "dead layer" else "tanh"
@@ -260,6 +258,14 @@ def test_degenerate_batches_give_finite_preconditioners(case, damping, dtype):
         for block in problem.core.layout[:2]:
             values = np.zeros(block.size) if "weight" in block.name else np.full(block.size, -1.0)
             problem.core.parameters[block.offset : block.offset + block.size] = values
+    return problem, observations
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("damping", [0.0, 1e-12, 0.1])
+@pytest.mark.parametrize("case", ["one observation", "duplicates", "dead layer", "smallest"])
+def test_degenerate_batches_give_finite_preconditioners(case, damping, dtype):
+    problem, observations = degenerate(case, dtype)
     fisher = core.Fisher(problem.core, observations)
     M = core.KFac(fisher, damping)
     v = np.random.default_rng(0).normal(size=M.shape[0])
@@ -269,6 +275,88 @@ def test_degenerate_batches_give_finite_preconditioners(case, damping, dtype):
     r = core.conjugate_gradient(fisher, b, damping=damping, preconditioner=M)
     assert np.isfinite(r.x).all()
     assert np.isfinite([r.residual_norm, r.quadratic_form]).all()
+
+
+KINDS = ("none", "auto", "kfac", "diagonal", "nystrom")
+
+
+@pytest.mark.parametrize("solver", ["auto", "cg", "direct"])
+@pytest.mark.parametrize("preconditioner", KINDS)
+@pytest.mark.parametrize("case", ["one observation", "duplicates", "dead layer", "smallest"])
+def test_degenerate_batches_end_in_a_status_with_its_numbers(case, preconditioner, solver):
+    for dtype, damping, last in itertools.product(EPSILON, (0.0, 1e-12, 0.1), (True, False)):
+        problem, observations = degenerate(case, dtype)
+        batch = dataclasses.replace(problem, observations=observations).batch
+        update = core.TrustRegionUpdate(
+            damping=damping, preconditioner=preconditioner, solver=solver, nystrom_rank=5,
+            cg_last_residual=last, kfac_refresh=2,
+        )  # fmt: skip
+        for _ in range(3):
+            before = problem.core.parameters.tobytes()
+            report = update(problem.core, batch)
+            if not report.accepted:
+                assert problem.core.parameters.tobytes() == before
+                assert report.message
+            numbers = [v for v in report.as_dict().values() if isinstance(v, float)]
+            assert np.isfinite(numbers).all()
+            assert np.isfinite(problem.core.parameters).all()
+
+
+def preconditioners_of(n):
+    """One of each kind for systems of size n, each of another matrix."""
+    problem = make_problem("bernoulli", hidden=(), observation_size=n // 3 - 1, count=30)
+    fisher = core.Fisher(problem.core, problem.observations)
+    assert fisher.shape == (n, n)
+    return {
+        "none": None,
+        "kfac": core.KFac(fisher, 0.1),
+        "diagonal": core.DiagonalPreconditioner(np.linspace(1, 2, n)),
+        "nystrom": core.NystromPreconditioner(fisher, 4, 0.1),
+        "array": np.eye(n),
+    }
+
+
+@pytest.mark.parametrize("kind", ["none", "kfac", "diagonal", "nystrom", "array"])
+def test_indefinite_and_singular_operators_are_told_with_any_preconditioner(kind):
+    n = 15
+    M = preconditioners_of(n)[kind]
+    rng = np.random.default_rng(0)
+    b = rng.normal(size=n)
+    q, _ = np.linalg.qr(rng.normal(size=(n, n)))
+    signs = np.where(np.arange(n) % 2, 1.0, -1.0)
+    singular = (q * np.linspace(1, 2, n) * (np.arange(n) < 8)) @ q.T
+    for A, status in (
+        ((q * signs) @ q.T, core.CgStatus.INDEFINITE),
+        (np.zeros((n, n)), core.CgStatus.INDEFINITE),
+        (-np.eye(n), core.CgStatus.INDEFINITE),
+        (singular, None),
+    ):
+        r = core.conjugate_gradient(A, b, max_iterations=30, preconditioner=M)
+        assert status is None or r.status is status
+        assert np.isfinite(r.x).all()
+        assert np.isfinite([r.residual_norm, r.quadratic_form]).all()
+    # With b in its range a singular operator has solutions.
+    r = core.conjugate_gradient(
+        singular, singular @ b, rtol=1e-8, max_iterations=100, preconditioner=M
+    )
+    assert r.status is core.CgStatus.CONVERGED
+
+
+@pytest.mark.parametrize("curvature", [2.0, 0.0, -1.0])
+def test_systems_of_one_unknown(curvature):
+    A, b = np.array([[curvature]]), np.array([3.0])
+    made = (
+        None, np.eye(1), core.DiagonalPreconditioner(np.abs(A[0]), 0.5),
+        core.NystromPreconditioner(A, 1, 0.5),
+    )  # fmt: skip
+    for damping, M in itertools.product((0.0, 0.5), made):
+        r = core.conjugate_gradient(A, b, damping=damping, preconditioner=M)
+        assert np.isfinite([r.x[0], r.residual_norm, r.quadratic_form]).all()
+        if curvature + damping > 0:
+            assert r.status is core.CgStatus.CONVERGED
+            np.testing.assert_allclose(r.x, b / (curvature + damping), rtol=1e-6)
+        else:
+            assert r.status is core.CgStatus.INDEFINITE
 
 
 def test_parameters_that_are_not_finite_leave_the_identity():
@@ -372,8 +460,11 @@ def test_bad_input_is_named():
         ),
         (
             lambda: core.TrustRegionUpdate(preconditioner="jacobi"),
-            "preconditioner: want none, kfac, diagonal or nystrom, got 'jacobi'",
+            "preconditioner: want none, auto, kfac, diagonal or nystrom, got 'jacobi'",
         ),
+        (lambda: core.TrustRegionUpdate(kfac_refresh=0), "kfac_refresh: want an integer >= 1"),
+        (lambda: core.TrustRegionUpdate(kfac_decay=1.0), "kfac_decay: want a number from 0"),
+        (lambda: core.TrustRegionUpdate(kfac_decay=-0.1), "kfac_decay: want a number from 0"),
         (lambda: core.TrustRegionUpdate(kfac_every=0), "kfac_every: want an integer from 1"),
         (lambda: core.TrustRegionUpdate(nystrom_rank=0), "nystrom_rank: want an integer from 1"),
     ]
@@ -426,3 +517,296 @@ def test_every_of_an_update_reaches_the_factors():
         update(problem.core, problem.batch)
         steps.append(problem.core.parameters - problem.theta)
     assert not np.array_equal(*steps)
+
+
+# Factors that are kept ---------------------------------------------------------------------------
+
+
+def two_batches(seed=5):
+    """A hard problem, and another batch of its policy; one column, whose sign does not matter."""
+    first, other = hard_problem(), make_problem("gaussian", hidden=(16, 16), count=400, seed=seed)
+    second = dataclasses.replace(
+        first, observations=3 * other.observations, actions=other.actions,
+        advantages=other.advantages,
+    )  # fmt: skip
+    return first, second
+
+
+def second_step(options):
+    """Of an update that has seen the first batch before, from the same parameters."""
+    first, second = two_batches()
+    update = core.TrustRegionUpdate(
+        damping=0.05, cg_iterations=3, line_search=None, preconditioner="kfac", solver="cg",
+        fisher="empirical", kfac_every=1, max_kl=1e-6, **options,
+    )  # fmt: skip
+    assert update(first.core, first.batch).accepted
+    first.core.parameters = first.theta
+    report = update(second.core, second.batch)
+    assert report.accepted
+    assert report.preconditioner == "kfac"
+    return second.core.parameters - second.theta
+
+
+def step_with(factors):
+    """The direction that conjugate gradients on the second system take with these factors."""
+    _, second = two_batches()
+    fisher = core.Fisher(second.core, second.observations, kind="empirical", actions=second.actions)
+    b = second.core.score(second.observations, second.actions, second.advantages)
+    M = inverse(second, *factors[:2], 0.05)
+    own = second.oracle.distribution.own_parameters
+    M[-own:, -own:] = np.diag(1 / (np.array(factors[2]) + 0.05))
+    return core.conjugate_gradient(fisher, b, damping=0.05, max_iterations=3, preconditioner=M).x
+
+
+def factors_of(problem):
+    fisher = core.Fisher(
+        problem.core, problem.observations, kind="empirical", actions=problem.actions
+    )
+    own = problem.oracle.distribution.own_parameters
+    return *kronecker_factors(problem, empirical=True), fisher.diagonal()[-own:]
+
+
+def mixed(old, new, decay):
+    return [
+        [decay * a + (1 - decay) * b for a, b in zip(x, y, strict=True)]
+        for x, y in zip(old, new, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "decay"),
+    [
+        ({}, 0.0),
+        ({"kfac_refresh": 2}, 1.0),
+        ({"kfac_refresh": 2, "kfac_decay": 0.3}, 1.0),
+        ({"kfac_decay": 0.3}, 0.3),
+        ({"kfac_decay": 0.9}, 0.9),
+    ],
+    ids=str,
+)
+def test_factors_are_kept_and_averaged_as_told(options, decay):
+    first, second = (factors_of(p) for p in two_batches())
+    want = step_with(mixed(first, second, decay))
+    got = second_step(options)
+    cosine = got @ want / np.linalg.norm(got) / np.linalg.norm(want)
+    assert 1 - cosine < 1e-9
+    fresh = step_with(second)
+    away = fresh @ want / np.linalg.norm(fresh) / np.linalg.norm(want)
+    assert (1 - away > 1e-4) == (decay > 0)  # it matters
+
+
+def test_kept_factors_are_averaged_anew_after_so_many_updates():
+    problem = hard_problem()
+    update = core.TrustRegionUpdate(preconditioner="kfac", kfac_refresh=3, solver="cg")
+    ages, averages = [], []
+    for _ in range(7):
+        update(problem.core, problem.batch)
+        _, size, age, *rest = update.state
+        assert size == len(rest) + 1
+        ages.append(age)
+        averages.append(tuple(rest))
+    assert ages == [0, 1, 2, 0, 1, 2, 0]
+    assert len(set(averages)) == 3
+
+
+def test_factors_of_another_network_are_not_used():
+    problem, other = hard_problem(), make_problem("gaussian", hidden=(5,), count=100)
+    twin = make_problem("gaussian", hidden=(5,), count=100)
+    options = {"preconditioner": "kfac", "solver": "cg", "cg_iterations": 3}
+    update = core.TrustRegionUpdate(kfac_refresh=10, kfac_decay=0.5, **options)
+    update(problem.core, problem.batch)
+    assert update(other.core, other.batch).preconditioner == "kfac"
+    core.TrustRegionUpdate(**options)(twin.core, twin.batch)
+    assert other.core.parameters.tobytes() == twin.core.parameters.tobytes()
+
+
+def test_a_new_damping_reaches_kept_factors():
+    steps = []
+    for refresh in (1, 100):
+        problem = hard_problem()
+        update = core.TrustRegionUpdate(
+            preconditioner="kfac", kfac_refresh=refresh, damping_mode="adaptive", solver="cg",
+            cg_iterations=2, max_kl=1e-9, line_search=None,
+        )  # fmt: skip
+        dampings = []
+        for _ in range(3):  # the same system but for the damping
+            problem.core.parameters = problem.theta
+            dampings.append(update(problem.core, problem.batch).damping)
+        assert dampings[2] < dampings[1] < dampings[0]
+        steps.append(problem.core.parameters - problem.theta)
+    assert np.array_equal(*steps)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [0.1],
+        [0.2, 0.0],
+        [0.1, 1.0],
+        [0.1, 0.5],
+        [0.1, 2.0, 0.0],
+        [0.1, 2.0, 0.0, 1.0],
+        [0.1, 5.0, 0.0, 0.0, 1.0, 1.0, 2.0],
+        [0.1, 4.0, 0.0, 0.0, 1e300, 1.0],
+        [0.1, 4.0, 0.0, 0.0, 1.5, 1.0],
+        [0.1, 4.0, 0.0, 0.0, 1.0, 0.0],
+        [0.1, np.inf],
+        [0.1, 0.0, 1.0],
+    ],
+    ids=str,
+)
+def test_a_state_that_holds_no_factors_is_refused(bad):
+    update = core.TrustRegionUpdate(preconditioner="kfac", kfac_refresh=2)
+    with pytest.raises(ValueError, match="state"):
+        update.state = bad
+    np.testing.assert_array_equal(update.state, [0.1, 0.0])
+
+
+# The automatic choice ----------------------------------------------------------------------------
+
+
+def large_problem(name="gaussian", spread=10.0, dtype="float64"):
+    """Enough observations for factors to be cheap; scales so different that plain ones are slow."""
+    problem = make_problem(name, hidden=(32, 32), count=4000, dtype=dtype)
+    scales = np.geomspace(1 / spread, spread, 4).astype(dtype)
+    return dataclasses.replace(problem, observations=problem.observations * scales)
+
+
+def automatic(**options):
+    return core.TrustRegionUpdate(
+        preconditioner="auto", line_search=None, solver="cg", max_kl=1e-8, cg_rtol=0.0, **options
+    )
+
+
+def test_auto_takes_factors_where_they_are_as_accurate_sooner():
+    problem = large_problem()
+    plain = core.TrustRegionUpdate(
+        damping=0.01, line_search=None, solver="cg", max_kl=1e-8, cg_rtol=0.0
+    )
+    goal = plain(problem.core, problem.batch).cg.model_value
+    update = automatic(damping=0.01)
+    for call in range(101):
+        problem.core.parameters = problem.theta
+        report = update(problem.core, problem.batch)
+        assert report.preconditioner == "kfac"
+        assert report.cg.model_value <= goal
+        trial = call % 50 == 0
+        products = report.cg.products - (10 if trial else 0)
+        assert products <= 5
+        if call == 0:
+            first = products
+        assert products == first
+        np.testing.assert_array_equal(update.state, [0.01, first, 49 - call % 50])
+    # One product less would not do.
+    shorter = core.TrustRegionUpdate(
+        damping=0.01, line_search=None, solver="cg", max_kl=1e-8, cg_rtol=0.0,
+        preconditioner="kfac", cg_iterations=max(first - 1, 1),
+    )  # fmt: skip
+    problem.core.parameters = problem.theta
+    assert first == 1 or shorter(problem.core, problem.batch).cg.model_value > goal
+
+
+@pytest.mark.parametrize("case", ["solved", "small"])
+def test_auto_goes_plain_where_factors_do_not_pay(case):
+    # Damping that drowns F is solved by a few plain products; a few observations, by cheap ones.
+    problem = large_problem() if case == "solved" else make_problem("gaussian", count=20)
+    damping = 1e3 if case == "solved" else 0.1
+    update, plain = automatic(damping=damping), core.TrustRegionUpdate(
+        damping=damping, line_search=None, solver="cg", max_kl=1e-8, cg_rtol=0.0
+    )  # fmt: skip
+    for _ in range(3):
+        problem.core.parameters = problem.theta
+        report = update(problem.core, problem.batch)
+        got = np.array(problem.core.parameters)
+        assert report.preconditioner == "none"
+        problem.core.parameters = problem.theta
+        want = plain(problem.core, problem.batch)
+        assert np.array_equal(got, problem.core.parameters)
+        assert report.cg.model_value == want.cg.model_value
+    assert report.cg.products == want.cg.products  # the first, a trial, may have made more
+
+
+def test_auto_notices_that_the_system_has_changed():
+    hard, easy = large_problem(spread=30.0), large_problem(spread=1.0)
+    update = automatic(damping=0.003)
+    chosen = []
+    for call in range(110):
+        problem = hard if call < 60 else easy
+        problem.core.parameters = problem.theta
+        chosen.append(update(problem.core, problem.batch).cg.products)
+    assert len(set(chosen[1:50])) == 1
+    assert chosen[101] != chosen[61] == chosen[51]
+
+
+@pytest.mark.parametrize("warm_start", [False, True])
+def test_auto_has_the_same_bits_for_any_number_of_threads(warm_start):
+    results, before = [], core.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            core.set_num_threads(threads)
+            problem = large_problem(dtype="float32")
+            update = automatic(damping=0.01, warm_start=warm_start)
+            for _ in range(3):
+                update(problem.core, problem.batch)
+            results.append((np.array(problem.core.parameters), np.array(update.state)))
+    finally:
+        core.set_num_threads(before)
+    for parameters, state in results[1:]:
+        assert np.array_equal(parameters, results[0][0])
+        assert np.array_equal(state, results[0][1])
+
+
+@pytest.mark.parametrize("bad", [[0.1], [0.1, 0.0], [0.1, 11.0, 0.0], [0.1, 2.5, 0.0],
+                                 [0.1, -1.0, 0.0], [0.1, 2.0, 51.0], [0.1, 2.0, 3.0, 1.0]],
+                         ids=str)  # fmt: skip
+def test_a_state_of_no_automatic_update_is_refused(bad):
+    update = core.TrustRegionUpdate(preconditioner="auto")
+    with pytest.raises(ValueError, match="state"):
+        update.state = bad
+    np.testing.assert_array_equal(update.state, [0.1, 0.0, 0.0])
+
+
+# Half of the last product ------------------------------------------------------------------------
+
+HALVES = {
+    "passes": {},
+    "empirical": {"fisher": "empirical"},
+    "adjoints": {"fisher": "empirical", "cg_iterations": 10},
+    "part": {"curvature_fraction": 0.4},
+    "metric": {"damping_metric": np.linspace(0.5, 2.0, 406)},
+    "one": {"cg_iterations": 1},
+    "kfac": {"preconditioner": "kfac"},
+    "warm": {"warm_start": True},
+    "auto": {"preconditioner": "auto"},
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "hidden"),
+    [
+        *itertools.product(HALVES, [(16, 16)]),
+        *itertools.product([c for c in HALVES if c != "metric"], [()]),
+    ],
+)
+def test_the_last_step_does_without_the_last_residual(case, hidden):
+    options = {"cg_iterations": 4, "line_search": None, "solver": "cg", "max_kl": 1e-4}
+    options |= HALVES[case]
+    made = []
+    for last in (True, False):
+        problem = dataclasses.replace(hard_problem()) if hidden else make_problem(
+            "gaussian", hidden=(), count=900)  # fmt: skip
+        update = core.TrustRegionUpdate(cg_last_residual=last, cg_rtol=0.0, **options)
+        update(problem.core, problem.batch)
+        before = np.array(problem.core.parameters)
+        report = update(problem.core, problem.batch)
+        made.append((problem.core.parameters - before, report))
+    (step, whole), (same, half) = made
+    assert relative_error(same, step) < 1e-9
+    np.testing.assert_allclose(half.step_scale, whole.step_scale, rtol=1e-9)
+    np.testing.assert_allclose(half.cg.quadratic_form, whole.cg.quadratic_form, rtol=1e-9)
+    np.testing.assert_allclose(half.cg.model_value, whole.cg.model_value, rtol=1e-9)
+    assert half.cg.products == whole.cg.products
+    assert half.cg.status == core.CgStatus.MAX_ITERATIONS
+    assert half.cg.residual_norm != whole.cg.residual_norm  # the one before
+    if options["cg_iterations"] == 1:
+        assert half.cg.relative_residual == 1.0

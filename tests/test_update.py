@@ -441,7 +441,10 @@ def test_functions_that_fail_end_in_a_status_or_reach_the_caller():
         update.step(gradient, lambda v: 1 / 0, evaluate)
     with pytest.raises(ValueError, match="fisher"):
         update.step(gradient, np.eye(3), evaluate)
-    for options in ({"preconditioner": "kfac"}, {"warm_start": True}, {"solver": "dense"}):
+    for options in (
+        {"preconditioner": "kfac"}, {"warm_start": True}, {"solver": "dense"},
+        {"cg_last_residual": False},
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="fisher: want an update with"):
             core.TrustRegionUpdate(**options).step(gradient, product, evaluate)
     with pytest.raises(ValueError, match="dimensions"):

@@ -46,7 +46,7 @@ double norm(const double* x, Index n, double squared) {
 
 CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double* x,
                              const CgOptions& options, const LinearOperator* preconditioner,
-                             CgScratch* scratch) {
+                             CgScratch* scratch, const QuadraticForm* form) {
   for (Buffer<double>* buffer : {&scratch->r, &scratch->p, &scratch->q}) buffer->resize(n);
   if (preconditioner != nullptr) scratch->z.resize(n);
   double* r = scratch->r.data();
@@ -112,9 +112,15 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
   };
 
   double rho = 0;  // r'z
+  double unapplied =
+      0;  // what x'(A + damping I)x has beyond x'(b - r), where r is not the last x's
   summary.status = CgStatus::MAX_ITERATIONS;
   for (;;) {
     if (summary.residual_norm <= tolerance) {
+      summary.status = CgStatus::CONVERGED;
+      break;
+    }
+    if (summary.model_value <= options.model_goal) {
       summary.status = CgStatus::CONVERGED;
       break;
     }
@@ -141,12 +147,17 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
     }
 
     // The step along p: alpha = r'z / p'(A + damping I)p.
-    a(p, q);
+    const bool last = form != nullptr && summary.iterations + 1 == options.max_iterations;
     ++summary.products;
-    summary.curvature = sum(n, [=](Index i) {
-      q[i] += damping * p[i];
-      return p[i] * q[i];
-    });
+    if (last) {
+      summary.curvature = (*form)(p) + damping * dot(p, p, n);
+    } else {
+      a(p, q);
+      summary.curvature = sum(n, [=](Index i) {
+        q[i] += damping * p[i];
+        return p[i] * q[i];
+      });
+    }
     const double alpha = rho / summary.curvature;
     if (!(summary.curvature > 0) || !std::isfinite(summary.curvature) || !std::isfinite(alpha)) {
       summary.status = CgStatus::INDEFINITE;
@@ -154,6 +165,11 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
     }
     ++summary.iterations;
     summary.model_value -= 0.5 * alpha * rho;  // exactly what a step along p gains      (eq. 31)
+    if (last) {
+      for (Index i = 0; i < n; ++i) x[i] += alpha * p[i];
+      unapplied = alpha * (dot(p, b, n) - dot(p, r, n)) + alpha * alpha * summary.curvature;
+      continue;
+    }
     if (options.residual_replacement > 0 &&
         summary.iterations % options.residual_replacement == 0) {
       for (Index i = 0; i < n; ++i) x[i] += alpha * p[i];
@@ -169,7 +185,7 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
     summary.residual_norm = norm(r, n, squared_residual);
   }
   summary.squared_norm = dot(x, x, n);
-  summary.quadratic_form = dot(x, b, n) - dot(x, r, n) - damping * summary.squared_norm;
+  summary.quadratic_form = dot(x, b, n) - dot(x, r, n) + unapplied - damping * summary.squared_norm;
   return summary;
 }
 

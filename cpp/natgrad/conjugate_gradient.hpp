@@ -1,7 +1,7 @@
 // Damped, preconditioned conjugate gradients: (A + damping I) x = b for symmetric A >= 0.
 //
 // Hestenes and Stiefel (1952) in the form of Nocedal and Wright, "Numerical Optimization" (2006),
-// algorithm 5.3. It differs from the textbook in six ways:
+// algorithm 5.3. It differs from the textbook in seven ways:
 //
 //  1. The tolerance is on the residual and relative: stop at ||r|| <= max(rtol ||b||, atol).
 //  2. Curvature is guarded: p'(A + damping I)p <= 0, or not finite, ends the iteration with
@@ -12,21 +12,27 @@
 //  5. The quadratic model phi(x) = 1/2 x'(A + damping I)x - b'x is followed without a product, and the
 //     iteration may end where it hardly falls any more (eq. 31; Martens 2010, section 4.4).
 //  6. A start x0 may be scaled by the factor that is best for phi (eq. 32), at no further product.
+//  7. The last of `max_iterations` may do with the number p'Ap instead of the product A p, whose only
+//     other use is the next residual.
 //
 // By asking for scratch space, the function promises to allocate nothing.
 #pragma once
+
+#include <limits>
 
 #include "natgrad/types.hpp"
 
 namespace natgrad {
 
 enum class CgStatus {
-  CONVERGED,       // the residual is within tolerance
-  SLOW_PROGRESS,   // the quadratic model hardly fell over the last iterations
+  CONVERGED,      // the residual is within tolerance, or the quadratic model has fallen to the goal
+  SLOW_PROGRESS,  // the quadratic model hardly fell over the last iterations
   MAX_ITERATIONS,  // out of iterations
   INDEFINITE,      // a direction of no or negative curvature; x is the best so far
   ZERO_RHS         // b = 0, so x = 0
 };
+
+using QuadraticForm = FunctionRef<double(const double* x)>;  // x'A x
 
 struct CgOptions {
   double damping = 0;
@@ -40,14 +46,16 @@ struct CgOptions {
   double progress_tolerance = 0;  // eps
   int progress_window = 3;        // k
   bool scale_start = false;       // x0 becomes c x0, or 0 where A has no curvature along it
+  // Stop at phi(x) <= goal: with the phi of another x, where this one is no less accurate.
+  double model_goal = -std::numeric_limits<double>::infinity();
 };
 
 struct CgSummary {
   CgStatus status = CgStatus::ZERO_RHS;
   int iterations = 0;
-  int products = 0;           // of A: iterations, exact residuals, the start's if it is not 0
-  double residual_norm = 0;   // ||b - (A + damping I) x||
-  double rhs_norm = 0;        // ||b||
+  int products = 0;          // of A: iterations, exact residuals, the start's if it is not 0
+  double residual_norm = 0;  // ||b - (A + damping I) x||; before the last iteration if it took p'Ap
+  double rhs_norm = 0;       // ||b||
   double quadratic_form = 0;  // x'Ax, without damping
   double squared_norm = 0;    // x'x
   double curvature = 0;       // p'(A + damping I)p of the last direction
@@ -67,7 +75,8 @@ CgSummary conjugate_gradient(LinearOperator a,  // y = A x
                              double* x,        // (n) start in, solution out
                              const CgOptions& options,
                              const LinearOperator* preconditioner,  // z = M^-1 r, or null
-                             CgScratch* scratch);
+                             CgScratch* scratch,
+                             const QuadraticForm* form = nullptr);  // p'A p for the last iteration
 
 // The same summary of an x that was found without iterations, with the residual that it has: CONVERGED
 // after none, or INDEFINITE where x has no curvature, as that of a b in the null space. `ax` is A x.

@@ -12,8 +12,8 @@ using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::Ro
 constexpr Index kChunkRows = 256;
 
 // The cost model, fitted to `benchmarks/solver_choice.py`: multiply-adds of the kernels that take as
-// long as a value of a softmax's root (eq. 6); what a series of sweeps takes of its own model's time.
-constexpr double kSoftmaxRoot = 320, kSeries = 0.92;
+// long as a value of a softmax's root (eq. 6).
+constexpr double kSoftmaxRoot = 320;
 
 // +1 or -1 for each column, a function of row and column alone: the bits of SplitMix64 (Steele, Lea
 // and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
@@ -94,17 +94,32 @@ void Fisher<T>::provide_gram() {
   has_gram_ = true;
 }
 
+template <class T>
+bool Fisher<T>::uses_gram(int series) const {
+  return method == FisherMethod::automatic && is_linear_gaussian() &&
+         LinearGaussian<T>::pays(*policy_->policy, policy_->network.rows(), series);
+}
+
+template <class T>
+bool Fisher<T>::uses_adjoints(int series) const {
+  return method == FisherMethod::adjoints ||
+         (method == FisherMethod::automatic &&
+          policy_->network.adjoints_pay(adjoint_columns(), series));
+}
+
+template <class T>
+double Fisher<T>::cost_of_products(int series) const {
+  return uses_gram(series) ? LinearGaussian<T>::cost_of_products(*policy_->policy,
+                                                                 policy_->network.rows(), series)
+                           : policy_->network.cost(adjoint_columns(), series);
+}
+
 // In multiply-adds of the kernels; infinite where there is no such form.
 template <class T>
 double Fisher<T>::cost(Solver solver, double more_damping, int series) const {
   const bool damped = damping + more_damping > 0;
   const Index rows = policy_->network.rows();
-  if (solver == Solver::conjugate_gradient) {
-    const double sweeps = kSeries * policy_->network.cost(adjoint_columns(), series);
-    const bool gram =
-        is_linear_gaussian() && LinearGaussian<T>::pays(*policy_->policy, rows, series);
-    return gram ? LinearGaussian<T>::cost_of_products(*policy_->policy, rows, series) : sweeps;
-  }
+  if (solver == Solver::conjugate_gradient) return cost_of_products(series);
   if (solver != Solver::kronecker) {
     const bool softmax = kind_ == FisherKind::exact &&
                          std::holds_alternative<Categoricals>(policy_->policy->distribution());
@@ -157,13 +172,10 @@ bool Fisher<T>::solve(Solver form, const double* b, double more_damping, double*
 
 template <class T>
 void Fisher<T>::product(const double* v, double* out, int series) {
-  if (method == FisherMethod::automatic && is_linear_gaussian() &&
-      LinearGaussian<T>::pays(*policy_->policy, policy_->network.rows(), series)) {
+  if (uses_gram(series)) {
     provide_gram();
     linear_.product(v, out);
-  } else if (method == FisherMethod::adjoints ||
-             (method == FisherMethod::automatic &&
-              policy_->network.adjoints_pay(adjoint_columns(), series))) {
+  } else if (uses_adjoints(series)) {
     provide_adjoints();
     product_by_adjoints(v, out);
   } else {
@@ -175,28 +187,83 @@ void Fisher<T>::product(const double* v, double* out, int series) {
   }
 }
 
+// d_n = w_n / N M_n u_n, for the rows of a tile.
+template <class T>
+void Fisher<T>::metric_product(Index first, Matrix<const T> u, Matrix<T> d) const {
+  const Matrix<const T> s{state(first), u.rows, u.columns, state_stride_};
+  if (kind_ == FisherKind::exact) {
+    return distribution_.fisher_products(s, weights_.data() + first, u, d);
+  }
+  for (Index r = 0; r < u.rows; ++r) {
+    double along = 0;
+    for (Index k = 0; k < u.columns; ++k) {
+      along += static_cast<double>(s.row(r)[k]) * static_cast<double>(u.row(r)[k]);
+    }
+    along *= weights_[first + r];
+    for (Index k = 0; k < u.columns; ++k) {
+      d.row(r)[k] = static_cast<T>(along * static_cast<double>(s.row(r)[k]));
+    }
+  }
+}
+
 template <class T>
 void Fisher<T>::product_by_passes(const double* v, double* out) {
   provide_state();
   policy_->network.sweep(
-      v,
-      [&](Index first, Matrix<const T> u, Matrix<T> d, int) {
-        const Matrix<const T> s{state(first), u.rows, u.columns, state_stride_};
-        if (kind_ == FisherKind::exact) {
-          return distribution_.fisher_products(s, weights_.data() + first, u, d);
-        }
-        for (Index r = 0; r < u.rows; ++r) {
-          double along = 0;
-          for (Index k = 0; k < u.columns; ++k) {
-            along += static_cast<double>(s.row(r)[k]) * static_cast<double>(u.row(r)[k]);
-          }
-          along *= weights_[first + r];
-          for (Index k = 0; k < u.columns; ++k) {
-            d.row(r)[k] = static_cast<T>(along * static_cast<double>(s.row(r)[k]));
-          }
-        }
-      },
+      v, [&](Index first, Matrix<const T> u, Matrix<T> d, int) { metric_product(first, u, d); },
       out);
+}
+
+// sum_n u_n' M_n u_n w_n / N, with u_n = J_n v or, of cached adjoints, its products with their columns.
+template <class T>
+double Fisher<T>::quadratic_form(const double* v, int series) {
+  const Index count = size(), rows = policy_->network.rows();
+  double sum = 0;
+  for (Index i = 0; damping != 0 && i < count; ++i) sum += damping * v[i] * v[i];
+  if (uses_gram(series)) {
+    provide_gram();
+    forms_.resize(count);
+    linear_.product(v, forms_.data());
+    for (Index i = 0; i < count; ++i) sum += v[i] * forms_[i];
+    return sum;
+  }
+  forms_.resize(rows);
+  if (uses_adjoints(series)) {
+    provide_adjoints();
+    policy_->network.sweep_adjoints(
+        v,
+        [&](Index first, Matrix<T> s) {
+          for (Index r = 0; r < s.rows; ++r) {
+            double form = 0;
+            for (Index k = 0; k < s.columns; ++k) {
+              form += static_cast<double>(s.row(r)[k]) * static_cast<double>(s.row(r)[k]);
+            }
+            forms_[first + r] = form;
+          }
+        },
+        nullptr);
+    const Index offset = policy_->policy->network().free_offset();
+    for (Index i = 0; kind_ == FisherKind::exact && i < free_state_.size(); ++i) {
+      sum += free_state_[i] * v[offset + i] * v[offset + i];
+    }
+  } else {
+    provide_state();
+    policy_->network.sweep(
+        v,
+        [&](Index first, Matrix<const T> u, Matrix<T> d, int) {
+          metric_product(first, u, d);
+          for (Index r = 0; r < u.rows; ++r) {
+            double form = 0;
+            for (Index k = 0; k < u.columns; ++k) {
+              form += static_cast<double>(u.row(r)[k]) * static_cast<double>(d.row(r)[k]);
+            }
+            forms_[first + r] = form;
+          }
+        },
+        nullptr);
+  }
+  for (Index n = 0; n < rows; ++n) sum += forms_[n];
+  return sum;
 }
 
 // Columns of the root of M_n; the free outputs' come last. At least one, which may be zero: a
@@ -281,6 +348,21 @@ template <class T>
 void Fisher<T>::fill_signed(Index first, Index every, Matrix<T> d) const {
   std::visit(
       [&](const auto& distribution) {
+        if (distribution_
+                .has_shared_curvature()) {  // diagonal: its root once, and last where it is
+          const T* root = d.row(0);
+          const auto one = [](Index) { return 1.0; };
+          distribution.fisher_root_product(state(0), one, 1.0, d.row(0));
+          for (Index r = d.rows; r-- > 0;) {
+            const Index n = first + every * r;
+            RandomSigns sign(n);
+            const double scale = std::sqrt(weights_[n]);
+            T* row = d.row(r);
+            for (Index k = 0; k < d.columns; ++k)
+              row[k] = static_cast<T>(scale * sign(k)) * root[k];
+          }
+          return;
+        }
         for (Index r = 0; r < d.rows; ++r) {
           const Index n = first + every * r;
           distribution.fisher_root_product(state(n), RandomSigns(n), std::sqrt(weights_[n]),

@@ -51,6 +51,10 @@ class Fisher {
   // out = F v, as one of a series of so many. What makes the series faster is made by its first
   // product and kept; which way is taken depends on the problem and on the argument alone.
   void product(const double* v, double* out, int series = 1);
+  // v'F v by the first half of such a product: what is pushed forward is not pulled back.
+  double quadratic_form(const double* v, int series = 1);
+  // Time of a series, in multiply-adds of the kernels: a cost model.
+  double cost_of_products(int series) const;
 
   // What solves (F + damping I) x = b as asked, the damping F's own and that given: of several the one
   // that takes the least time by a cost model, conjugate gradients with a series of so many products.
@@ -87,11 +91,14 @@ class Fisher {
   void fill_signed(Index first, Index every, Matrix<T> d) const;
   double cost(Solver solver, double more_damping, int series) const;
   bool is_linear_gaussian() const;
+  bool uses_gram(int series) const;
+  bool uses_adjoints(int series) const;
   const T* state(Index row) const;
   void provide_state();
   void provide_gram();
   void provide_adjoints();
   const double* separate_diagonal();
+  void metric_product(Index first, Matrix<const T> u, Matrix<T> d) const;
   void product_by_passes(const double* v, double* out);
   void product_by_adjoints(const double* v, double* out);
 
@@ -102,6 +109,7 @@ class Fisher {
   Index state_stride_ = 0;
   Buffer<double> weights_;     // (N): w_n / N
   Buffer<double> free_state_;  // of the free outputs: sum_n w_n / N M_n, which is diagonal there
+  Buffer<double> forms_;       // (N) of a quadratic form; or F v (P) where G makes it
   LinearGaussian<T> linear_;
   DirectSolver<T> direct_;
   bool uniform_ = true, has_state_ = false, has_gram_ = false, has_free_ = false;

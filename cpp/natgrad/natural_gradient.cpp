@@ -234,6 +234,13 @@ double TrustRegionUpdate<T>::damping(double terms) {
   return terms * options_.damping;
 }
 
+namespace {
+// False where r'M^-1 r, or the curvature, is not positive in rounding from the beginning.
+bool went_somewhere(const CgSummary& summary) {
+  return summary.iterations > 0 || summary.status != CgStatus::INDEFINITE;
+}
+}  // namespace
+
 // Directly where that is asked for or faster; then without iterations. What is left of the residual is
 // rounding, or lies in the null space of F.
 template <class T>
@@ -255,18 +262,70 @@ void TrustRegionUpdate<T>::solve(double terms, double* x, UpdateReport* report) 
       return;
     }
   }
-  Stopwatch watch;
-  Preconditioner* const m = precondition(damping);
-  report->timings.precondition = watch.lap();
-  if (m != nullptr) {
-    report->preconditioner = options_.preconditioner;
-    const auto inverse = [&](const double* r, double* z) { m->apply(r, z); };
-    const LinearOperator preconditioner(inverse);
-    summary = iterate(damping, &preconditioner, x);
-    if (summary.iterations > 0 || summary.status != CgStatus::INDEFINITE) return;
-    report->preconditioner = PreconditionerKind::none;  // r'M^-1 r is not positive in rounding
+  const CgOptions cg = cg_options(options_, damping);
+  if (options_.preconditioner == PreconditionerKind::automatic) {
+    return solve_automatically(cg, x, report);
   }
-  summary = iterate(damping, nullptr, x);
+  if (Preconditioner* const m = precondition(options_.preconditioner, damping, report)) {
+    summary = iterate(cg, m, x);
+    if (went_somewhere(summary)) return;
+    report->preconditioner = PreconditionerKind::none;
+  }
+  summary = iterate(cg, nullptr, x);
+}
+
+namespace {
+// Updates from one trial of both ways to the next: a fiftieth of a plain solve's time goes into trials.
+constexpr int kTrialEvery = 50;
+}  // namespace
+
+// By Kronecker factors if they were as accurate in less time when both ways were tried last. The errors
+// of two solutions of one system compare as the quadratic model's values there (eq. 31), which cost
+// nothing; times, by the cost models, so that results do not depend on the machine's mood.
+template <class T>
+void TrustRegionUpdate<T>::solve_automatically(CgOptions cg, double* x, UpdateReport* report) {
+  const Index n = gradient_.size();
+  const bool trial = until_trial_ == 0;
+  until_trial_ = (trial ? kTrialEvery : until_trial_) - 1;
+  if (!trial && sufficient_ > 0) {
+    if (Preconditioner* const m = precondition(PreconditionerKind::kfac, cg.damping, report)) {
+      CgOptions fewer = cg;
+      fewer.max_iterations = sufficient_;
+      report->cg = iterate(fewer, m, x);
+      if (went_somewhere(report->cg)) return;
+      report->preconditioner = PreconditionerKind::none;
+    }
+  }
+  other_.resize(n);
+  if (trial) std::copy_n(x, n, other_.data());
+  report->cg = iterate(cg, nullptr, x);
+  if (!trial) return;
+
+  const auto cost_of_factors = [&](int products) {
+    return fisher_.cost_of_products(products) +
+           KroneckerFactors<T>::cost(fisher_, options_.kfac, products);
+  };
+  const double cost = fisher_.cost_of_products(report->cg.products);
+  int most = report->cg.products - 1;
+  while (most > 0 && cost_of_factors(most) > cost) --most;
+  sufficient_ = 0;
+  if (most == 0) return;
+  Preconditioner* const m = precondition(PreconditionerKind::kfac, cg.damping, report);
+  if (m == nullptr) return;
+  std::swap_ranges(x, x + n, other_.data());
+  cg.max_iterations = most;
+  cg.model_goal = report->cg.model_value;
+  CgSummary summary = iterate(cg, m, x);
+  const int products = summary.products;
+  summary.products += report->cg.products;
+  if (summary.model_value <= cg.model_goal) {
+    sufficient_ = products;
+    report->cg = summary;
+  } else {
+    std::copy_n(other_.data(), n, x);
+    report->cg.products = summary.products;
+    report->preconditioner = PreconditionerKind::none;
+  }
 }
 
 // Conjugate gradients from the last step or from 0. A metric D, which excludes a preconditioner,
@@ -274,64 +333,79 @@ void TrustRegionUpdate<T>::solve(double terms, double* x, UpdateReport* report) 
 //
 //   (D^-1/2 F D^-1/2 + damping I) y = D^-1/2 g                                            (eq. 34)
 template <class T>
-CgSummary TrustRegionUpdate<T>::iterate(double damping, const LinearOperator* preconditioner,
+CgSummary TrustRegionUpdate<T>::iterate(const CgOptions& options, Preconditioner* preconditioner,
                                         double* x) {
   const Index n = gradient_.size();
-  CgOptions cg = cg_options(options_, damping);
+  const int series = options.max_iterations;
+  CgOptions cg = options;
   if (warm_ && cg.max_iterations > 1) {
     cg.scale_start = true;
     --cg.max_iterations;  // one product is the start's
   } else {
-    solution_.fill_zero();
+    std::fill_n(x, n, 0.0);
   }
-  const auto product = [&](const double* v, double* out) {
-    fisher_.product(v, out, options_.cg_iterations);
-  };
   const std::vector<double>& metric = options_.damping_metric;
-  if (metric.empty()) {
-    return conjugate_gradient(product, n, gradient_.data(), x, cg, preconditioner, &cg_);
+  if (!metric.empty()) {
+    for (Buffer<double>* buffer : {&root_, &scaled_gradient_, &scaled_}) buffer->resize(n);
+    for (Index i = 0; i < n; ++i) {
+      root_[i] = 1 / std::sqrt(metric[static_cast<std::size_t>(i)]);
+      scaled_gradient_[i] = root_[i] * gradient_[i];
+      x[i] /= root_[i];
+    }
   }
-
-  for (Buffer<double>* buffer : {&root_, &scaled_gradient_, &scaled_}) buffer->resize(n);
-  for (Index i = 0; i < n; ++i) {
-    root_[i] = 1 / std::sqrt(metric[static_cast<std::size_t>(i)]);
-    scaled_gradient_[i] = root_[i] * gradient_[i];
-    x[i] /= root_[i];
-  }
-  const auto scaled_product = [&](const double* v, double* out) {
+  const auto scale = [&](const double* v) {
+    if (metric.empty()) return v;
     for (Index i = 0; i < n; ++i) scaled_[i] = root_[i] * v[i];
-    product(scaled_.data(), out);
-    for (Index i = 0; i < n; ++i) out[i] *= root_[i];
+    return static_cast<const double*>(scaled_.data());
   };
+  const auto product = [&](const double* v, double* out) {
+    fisher_.product(scale(v), out, series);
+    for (Index i = 0; !metric.empty() && i < n; ++i) out[i] *= root_[i];
+  };
+  const auto form_of = [&](const double* v) { return fisher_.quadratic_form(scale(v), series); };
+  const auto inverse = [&](const double* r, double* z) { preconditioner->apply(r, z); };
+  const LinearOperator inverse_operator(inverse);
+  const QuadraticForm form(form_of);
   const CgSummary summary =
-      conjugate_gradient(scaled_product, n, scaled_gradient_.data(), x, cg, preconditioner, &cg_);
-  for (Index i = 0; i < n; ++i) x[i] *= root_[i];
+      conjugate_gradient(product, n, metric.empty() ? gradient_.data() : scaled_gradient_.data(), x,
+                         cg, preconditioner != nullptr ? &inverse_operator : nullptr, &cg_,
+                         options_.cg_last_residual ? nullptr : &form);
+  for (Index i = 0; !metric.empty() && i < n; ++i) x[i] *= root_[i];
   return summary;
 }
 
 // Null where none is asked for, or where it is not positive definite.
 template <class T>
-Preconditioner* TrustRegionUpdate<T>::precondition(double damping) {
+Preconditioner* TrustRegionUpdate<T>::precondition(PreconditionerKind kind, double damping,
+                                                   UpdateReport* report) {
   const Index n = gradient_.size();
-  switch (options_.preconditioner) {
+  Stopwatch watch;
+  Preconditioner* made = nullptr;
+  switch (kind) {
     case PreconditionerKind::none:
-      return nullptr;
+    case PreconditionerKind::automatic:  // decided by the caller
+      break;
     case PreconditionerKind::kfac:
       kfac_.average(&fisher_, options_.kfac);
-      return kfac_.factorize(damping) ? &kfac_ : nullptr;
+      if (kfac_.factorize(damping)) made = &kfac_;
+      break;
     case PreconditionerKind::diagonal:
       cg_.q.resize(n);
       fisher_.diagonal(cg_.q.data());
-      return diagonal_.attach(cg_.q.data(), n, damping) ? &diagonal_ : nullptr;
+      if (diagonal_.attach(cg_.q.data(), n, damping)) made = &diagonal_;
+      break;
     case PreconditionerKind::nystrom: {
       const Index rank = std::min(options_.nystrom_rank, n);
       const auto product = [&](const double* v, double* out) {
         fisher_.product(v, out, options_.cg_iterations + static_cast<int>(rank));
       };
-      return nystrom_.attach(product, n, rank, damping, 0) ? &nystrom_ : nullptr;
+      if (nystrom_.attach(product, n, rank, damping, 0)) made = &nystrom_;
+      break;
     }
   }
-  return nullptr;
+  report->timings.precondition += watch.lap();
+  report->preconditioner = made != nullptr ? kind : PreconditionerKind::none;
+  return made;
 }
 
 // What the next update takes over from one that sought a step.
@@ -346,8 +420,22 @@ void TrustRegionUpdate<T>::learn_from(const UpdateReport& report) {
 
 template <class T>
 std::vector<double> TrustRegionUpdate<T>::state() const {
-  if (options_.damping_mode != DampingMode::adaptive && !options_.warm_start) return {};
+  const bool automatic = options_.preconditioner == PreconditionerKind::automatic;
+  const bool kept = keeps_factors();
+  if (options_.damping_mode != DampingMode::adaptive && !options_.warm_start && !automatic &&
+      !kept) {
+    return {};
+  }
   std::vector<double> state{damping_};
+  if (automatic) {
+    state.push_back(sufficient_);
+    state.push_back(until_trial_);
+  }
+  if (kept) {
+    const std::vector<double> factors = kfac_.state();
+    state.push_back(static_cast<double>(factors.size()));
+    state.insert(state.end(), factors.begin(), factors.end());
+  }
   if (warm_) state.insert(state.end(), solution_.begin(), solution_.end());
   return state;
 }
@@ -355,18 +443,40 @@ std::vector<double> TrustRegionUpdate<T>::state() const {
 template <class T>
 bool TrustRegionUpdate<T>::set_state(const std::vector<double>& state) {
   const bool adaptive = options_.damping_mode == DampingMode::adaptive;
-  if (!adaptive && !options_.warm_start) return state.empty();
-  if (state.empty()) return false;
+  const bool automatic = options_.preconditioner == PreconditionerKind::automatic;
+  const bool kept = keeps_factors();
+  if (!adaptive && !options_.warm_start && !automatic && !kept) return state.empty();
+  const std::size_t header = 1 + (automatic ? 2 : 0) + (kept ? 1 : 0);
   const bool finite =
       std::all_of(state.begin(), state.end(), [](double x) { return std::isfinite(x); });
-  const bool damping_fits = adaptive ? state[0] > 0 : state[0] == options_.damping;
-  const bool warm = state.size() > 1;
-  if (!finite || !damping_fits || (warm && !options_.warm_start)) return false;
+  if (state.size() < header || !finite) return false;
+  if (adaptive ? !(state[0] > 0) : state[0] != options_.damping) return false;
+  const auto counts = [](double x, int most) { return x >= 0 && x <= most && x == std::floor(x); };
+  if (automatic && !(counts(state[1], options_.cg_iterations) && counts(state[2], kTrialEvery))) {
+    return false;
+  }
+  auto step = state.begin() + static_cast<std::ptrdiff_t>(header);
+  KroneckerFactors<T> factors;
+  if (kept) {
+    const double size = state[header - 1];
+    if (!(size >= 0 && size <= static_cast<double>(state.end() - step))) return false;
+    const auto end = step + static_cast<std::ptrdiff_t>(size);
+    if (!factors.set_state({step, end})) return false;
+    step = end;
+  }
+  const bool warm = step != state.end();
+  if (warm && !options_.warm_start) return false;
+
   damping_ = state[0];
+  if (automatic) {
+    sufficient_ = static_cast<int>(state[1]);
+    until_trial_ = static_cast<int>(state[2]);
+  }
+  if (kept) kfac_ = std::move(factors);
   warm_ = warm;
   if (warm) {
-    solution_.resize(static_cast<Index>(state.size()) - 1);
-    std::copy(state.begin() + 1, state.end(), solution_.begin());
+    solution_.resize(static_cast<Index>(state.end() - step));
+    std::copy(step, state.end(), solution_.begin());
   }
   return true;
 }

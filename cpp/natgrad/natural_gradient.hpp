@@ -27,7 +27,8 @@ enum class UpdateStatus {
   NOT_POSITIVE_DEFINITE  // x'Fx <= 0: the step has no length
 };
 
-enum class PreconditionerKind { none, kfac, diagonal, nystrom };
+// automatic: Kronecker factors where they reach the accuracy of plain conjugate gradients sooner.
+enum class PreconditionerKind { none, kfac, diagonal, nystrom, automatic };
 
 // Wall-clock seconds of the parts of an update.
 struct UpdateTimings {
@@ -80,6 +81,9 @@ struct TrustRegionOptions {
   PreconditionerKind preconditioner = PreconditionerKind::none;
   KfacOptions kfac;
   Index nystrom_rank = 20;
+  // Measure the residual after the last of cg_iterations, too; or make half of that product alone, and
+  // report the residual before it.
+  bool cg_last_residual = true;
   double cg_progress_tolerance = CgOptions{}.progress_tolerance;
   int cg_progress_window = CgOptions{}.progress_window;
   bool warm_start = false;  // from the last step, scaled (eq. 32); costs one of cg_iterations
@@ -127,7 +131,9 @@ class TrustRegionUpdate {
       : options_(options), damping_(options.damping) {}
   const TrustRegionOptions& options() const { return options_; }
 
-  // The next adaptive damping, then the step (P) of a warm start; empty if neither is asked for.
+  // The next adaptive damping; of an automatic preconditioner, when both ways were tried last and what
+  // the better one took; kept Kronecker factors, behind their length; the step (P) of a warm start.
+  // Empty if none of these is asked for.
   std::vector<double> state() const;
   bool set_state(const std::vector<double>& state);  // false: not a state of this update
 
@@ -137,9 +143,14 @@ class TrustRegionUpdate {
   void attach_fisher(const Policy<T>& policy, const Batch<T>& batch);
   double damping(double terms);
   void solve(double terms, double* x, UpdateReport* report);
-  Preconditioner* precondition(double damping);
-  CgSummary iterate(double damping, const LinearOperator* preconditioner, double* x);
+  Preconditioner* precondition(PreconditionerKind kind, double damping, UpdateReport* report);
+  CgSummary iterate(const CgOptions& cg, Preconditioner* preconditioner, double* x);
+  void solve_automatically(CgOptions cg, double* x, UpdateReport* report);
   void learn_from(const UpdateReport& report);
+  bool keeps_factors() const {
+    return options_.kfac.keep() && (options_.preconditioner == PreconditionerKind::kfac ||
+                                    options_.preconditioner == PreconditionerKind::automatic);
+  }
 
   TrustRegionOptions options_;
   double damping_;     // the next, where it is adaptive
@@ -151,6 +162,9 @@ class TrustRegionUpdate {
   KroneckerFactors<T> kfac_;
   DiagonalPreconditioner diagonal_;
   NystromPreconditioner nystrom_;
+  int sufficient_ = 0;    // automatic: products with factors that equal cg_iterations; 0: too many
+  int until_trial_ = 0;   // updates before both ways are tried again
+  Buffer<double> other_;  // (P): the start, or the other solution, of a trial
   CgScratch cg_;
   Buffer<double> gradient_, solution_;
   Buffer<double> root_, scaled_gradient_, scaled_;  // D^-1/2, D^-1/2 g, D^-1/2 v

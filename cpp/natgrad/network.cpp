@@ -556,10 +556,11 @@ void Linearization<T>::sweep(const double* direction,
         direction != nullptr ? forward_mode(first, rows, worker) : Matrix<const T>{};
     const Matrix<T> d = scratch(worker->cotangent, rows, network_->output_columns());
     fill(first, u, d, shard);
+    if (gradient == nullptr) return;
     reverse(first, d, first == shard_begin(shard), accumulators_.data() + shard * accumulator_size_,
             worker);
   });
-  reduce(gradient);
+  if (gradient != nullptr) reduce(gradient);
 }
 
 // Sums the shards' gradients in their order, into the flat layout of theta. Large gradients are cut
@@ -790,8 +791,13 @@ void Linearization<T>::kronecker_sums(Index every, Index columns,
     for_each_tile_of(task, tasks,
                      [&](Index, Index rows) { sums->rows += (rows + every - 1) / every; });
   }
-  Index offset = 0;
-  for (std::size_t l = 0; l < layers.size(); ++l) {
+  parallel_for(static_cast<int>(layers.size()), [&](int task, int) {
+    const auto l = static_cast<std::size_t>(task);
+    Index offset = 0;
+    for (std::size_t m = 0; m < l; ++m) {
+      offset += (layers[m].in + 1) * leading_dimension<T>(layers[m].in);
+      offset += layers[m].out * leading_dimension<T>(layers[m].out);
+    }
     const auto sum = [&](Index columns_of_row, double* to, Index stride) {
       kernels::table<T>().sum_shards(accumulators_.data() + offset, tasks, size, columns_of_row,
                                      to);
@@ -808,7 +814,7 @@ void Linearization<T>::kronecker_sums(Index every, Index columns,
     double* s = sums->adjoints[l].data();
     for (Index i = 0; i < out; ++i) sum(out, s + i * out, leading_dimension<T>(out));
     mirror(s, out);
-  }
+  });
 }
 
 // --- norms ---------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ class Linearization {
 
   // gradient = sum_n J_n' d_n, with the rows d_n supplied tile by tile:
   // fill(first row, u (rows, K), d (rows, K), shard) writes d. With a direction v (parameter_count
-  // values), u_n = J_n v; without one u is empty.
+  // values), u_n = J_n v; without one u is empty. Without a gradient fill only reads u.
   void sweep(const double* direction,
              FunctionRef<void(Index first, Matrix<const T> u, Matrix<T> d, int shard)> fill,
              double* gradient);

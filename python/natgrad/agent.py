@@ -692,6 +692,9 @@ def _trust_region_update(config: NPGConfig, line_search: _core.LineSearch | None
         curvature_fraction=config.curvature_fraction,
         preconditioner=config.preconditioner,
         kfac_every=config.kfac_every,
+        kfac_refresh=config.kfac_refresh,
+        kfac_decay=config.kfac_decay,
+        cg_last_residual=config.cg_last_residual,
         nystrom_rank=config.nystrom_rank,
     )
 

@@ -288,21 +288,30 @@ class _JaxUpdate:
 
         return sums[:-1], sums[-1], z, product
 
-    def update(self, theta: Any, *data: Any) -> Any:
-        """The new parameters."""
-        jnp = self.jnp
-        g, objective, z, product = self.linearize(theta, *data)
+    def conjugate_gradients(self, g: Any, product: Any, damping: float) -> tuple[Any, Any]:
+        """x of (F + damping I) x = g after ten products, and its residual."""
 
         def iterate(_: Any, state: Any) -> Any:
             s, r, p, rr = state
-            Ap = product(p) + DAMPING * p
+            Ap = product(p) + damping * p
             alpha = rr / (p @ Ap)
             r = r - alpha * Ap
             new = r @ r
             return s + alpha * p, r, r + new / rr * p, new
 
-        begin = (jnp.zeros_like(g), g, g, g @ g)
+        begin = (self.jnp.zeros_like(g), g, g, g @ g)
         s, r, *_ = self.jax.lax.fori_loop(0, CG_ITERATIONS, iterate, begin)
+        return s, r
+
+    def solve(self, theta: Any, g: Any, damping: Any, *data: Any) -> Any:
+        """The same from scratch: passes over the batch, and the solution."""
+        return self.conjugate_gradients(g, self.linearize(theta, *data)[3], damping)[0]
+
+    def update(self, theta: Any, *data: Any) -> Any:
+        """The new parameters."""
+        jnp = self.jnp
+        g, objective, z, product = self.linearize(theta, *data)
+        s, r = self.conjugate_gradients(g, product, DAMPING)
         d = jnp.sqrt(2 * MAX_KL / (s @ (g - r) - DAMPING * (s @ s))) * s
         found, done = theta, False
         for n in range(self.candidates):
@@ -332,7 +341,30 @@ def _jax(problem: Problem, threads: int) -> Iterator[Peer]:
         yield _jax_peer(problem, variant)
 
 
-def _jax_peer(problem: Problem, variant: _Variant) -> Peer:
+def jax_solvers(
+    problem: Any, threads: int
+) -> Iterator[tuple[str, Callable[[Doubles, float], Doubles]]]:
+    """Conjugate gradients alone in JAX, each way to write them: what it is, and x of g and damping.
+
+    `problem` needs the attributes of `Problem` that hold the shape, the batch and the parameters.
+    """
+    for variant in _jax_variants(problem.shape.rows, threads):
+        functions, compiled, place, batch = _jax_program(problem, variant)
+        solve, theta = compiled(functions.solve, 3), place(problem.start)
+
+        def run(
+            g: Doubles, damping: float, solve: Any = solve, theta: Any = theta, batch: Any = batch,
+            place: Any = place,
+        ) -> Doubles:  # fmt: skip
+            return np.asarray(solve(theta, place(g), place(damping), *batch), np.float64)
+
+        yield str(variant), run
+
+
+def _jax_program(
+    problem: Problem, variant: _Variant
+) -> tuple[_JaxUpdate, Callable[..., Any], Callable[[Any], Any], list[Any]]:
+    """The functions, what compiles them, what puts an array everywhere, and the batch in chunks."""
     import jax
     from jax.sharding import Mesh, NamedSharding
     from jax.sharding import PartitionSpec as Spec
@@ -359,13 +391,20 @@ def _jax_peer(problem: Problem, variant: _Variant) -> Peer:
         chunked(problem.advantages),
         chunked(problem.log_probs),
     ]
-    theta = jax.device_put(problem.start, same)
-    functions = _JaxUpdate(problem, variant)
+
+    def place(array: Any) -> Any:
+        return jax.device_put(np.asarray(array, np.float32), same)
+
+    return _JaxUpdate(problem, variant), compiled, place, batch
+
+
+def _jax_peer(problem: Problem, variant: _Variant) -> Peer:
+    functions, compiled, place, batch = _jax_program(problem, variant)
+    theta = place(problem.start)
     update, alone = compiled(functions.update, 1), compiled(functions.product, 2)
 
     def product(v: Doubles) -> Doubles:
-        direction = jax.device_put(v.astype(np.float32), same)
-        return np.array(alone(theta, direction, *batch), np.float64)
+        return np.array(alone(theta, place(v), *batch), np.float64)
 
     return Peer(
         "jax",
