@@ -290,6 +290,34 @@ def test_what_breaks_the_host_leaves_the_actor_untouched(fault, actor, kind, cap
         assert not np.array_equal(weights(algorithm.policy.actor), before)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", OURS)
+@pytest.mark.parametrize("actor", ["gaussian", "bounded", "categorical"])
+def test_an_actor_on_a_cuda_device_takes_the_same_step(actor, kind):
+    steps = []
+    for device in ("cpu", "cuda"):
+        algorithm = algorithm_of(OURS[kind], actor)
+        buffer = filled_buffer(algorithm)
+        algorithm.to(device)
+        before = weights(algorithm.policy.actor.cpu())
+        algorithm.to(device)
+        updated(algorithm, buffer)
+        assert next(algorithm.policy.actor.parameters()).device.type == device
+        steps.append(weights(algorithm.policy.actor.cpu()) - before)
+    assert relative_error(steps[1], steps[0]) < 2e-3
+
+
+def test_a_new_distribution_of_the_policy_is_seen():
+    """What is remembered of a policy is not taken for another's."""
+    algorithm = algorithm_of(NPG)
+    buffer = filled_buffer(algorithm)
+    updated(algorithm, buffer)
+    assert "by the core" in algorithm._updater.path
+    algorithm.policy.dist_fn = lambda loc_scale: Independent(Normal(loc_scale[0], 1.0), 1)
+    updated(algorithm, buffer)
+    assert "by torch" in algorithm._updater.path
+
+
 def test_the_path_is_logged_once(caplog):
     algorithm = algorithm_of(TRPO)
     buffer = filled_buffer(algorithm)
