@@ -679,13 +679,17 @@ def test_cartpole_is_learnt():
     assert np.median(returns) > 150, returns
 
 
-def test_the_readmes_lines_run():
-    text = (Path(__file__).parents[1] / "README.md").read_text()
+@pytest.mark.parametrize("name", ["README.md", "docs/backends.md"])
+def test_the_documented_lines_run(name, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / name).read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     (block,) = [block for block in blocks if "natgrad.sb3" in block]
     names = {}
-    exec(compile(block, "README.md", "exec"), names)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, name, "exec"), names)
     assert "by the core" in names["model"]._updater.path
+    if "save" in block:
+        assert sb3_contrib.TRPO.load("model.zip").num_timesteps > 0
 
 
 def test_without_the_host_the_module_says_which_extra_to_install():

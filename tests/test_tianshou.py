@@ -2,9 +2,11 @@
 
 import copy
 import logging
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -378,6 +380,18 @@ def test_the_builders_of_the_high_level_interface_build_our_algorithms():
         factory = builder_class(environments)._create_algorithm_factory()
         made = factory.create_algorithm(environments.create_envs(1, 1), "cpu")
         assert type(made) is algorithm
+
+
+def test_the_documented_lines_run(caplog):
+    text = (Path(__file__).parents[1] / "docs" / "backends.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (block,) = [block for block in blocks if "natgrad.tianshou_highlevel" in block]
+    with warnings.catch_warnings(), caplog.at_level(logging.INFO, "natgrad.tianshou"):
+        warnings.simplefilter("ignore")
+        pytest.importorskip("joblib", reason="needs tianshou[eval]")
+        pytest.importorskip("rliable", reason="needs tianshou[eval]")
+        exec(compile(block, "backends.md", "exec"), {})
+    assert "Fisher products by the core" in caplog.text
 
 
 def test_without_the_host_the_module_says_which_extra_to_install():

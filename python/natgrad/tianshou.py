@@ -113,8 +113,8 @@ class NPG(host.NPG):
     def _distribution(self, batch: Any) -> _core.Distribution:
         """The kind of distribution, from a few rows; UnreadableError if the core has no such.
 
-        Asked again, and the actor read anew, where the policy, its actor or its `dist_fn` is another
-        than the last time.
+        Asked again, and the actor read anew, where the policy, its actor or its `dist_fn` is not
+        that of the last time.
         """
         source = (self.policy, self.policy.actor, self.policy.dist_fn)
         if self._updater.seen[:-1] == source:
