@@ -28,7 +28,6 @@ import gymnasium
 import numpy as np
 import sb3_contrib
 import torch
-from damping_study import with_interval
 from gymnasium import spaces
 from numpy.typing import NDArray
 from scipy import stats
@@ -49,6 +48,7 @@ from torch.distributions import Categorical, Independent, Normal
 import natgrad
 import natgrad.sb3
 import natgrad.tianshou
+from natgrad.statistics import bootstrap_interval, interquartile_mean
 
 STEPS = {"CartPole-v1": 50_000, "Pendulum-v1": 100_000, "HalfCheetah-v5": 100_000}
 PARTS = 10
@@ -194,8 +194,8 @@ def train(path: Path, tasks: list[str], algorithms: list[str], seeds: int) -> No
                         )
 
 
-def areas(curves: dict[Any, Any], task: str, algorithm: str, side: str) -> NDArray[np.float64]:
-    """(seeds, PARTS)."""
+def runs(curves: dict[Any, Any], task: str, algorithm: str, side: str) -> NDArray[np.float64]:
+    """(seeds, PARTS) mean returns."""
     return np.array(
         [
             values
@@ -212,7 +212,7 @@ def compare(path: Path) -> None:
     print("| task | algorithm | seeds | host | natgrad | difference (95 %) | p | curves |")
     print("|---" * 8 + "|")
     for task, algorithm in pairs:
-        host, ours = (areas(curves, task, algorithm, side).mean(axis=1) for side in SIDES)
+        host, ours = (runs(curves, task, algorithm, side).mean(axis=1) for side in SIDES)
         test = stats.ttest_ind(ours, host, equal_var=False)
         low, high = test.confidence_interval(0.95)
         verdict = "overlap" if test.pvalue >= 0.05 / len(pairs) else "differ"
@@ -236,10 +236,10 @@ def draw(path: Path, picture: Path) -> None:
         for axis, (task, steps) in zip(row, STEPS.items(), strict=True):
             x = steps * (np.arange(PARTS) + 0.5) / PARTS
             for color, side in enumerate(SIDES):
-                values = areas(curves, task, algorithm, side)
-                middle, low, high = np.array([with_interval([part]) for part in values.T]).T
-                axis.plot(x, middle, color=f"C{color}", label=side, linewidth=2)
-                axis.fill_between(x, low, high, color=f"C{color}", alpha=0.2, linewidth=0)
+                values = runs(curves, task, algorithm, side).T
+                style = {"color": f"C{color}"}
+                axis.plot(x, interquartile_mean(values), label=side, linewidth=2, **style)
+                axis.fill_between(x, *bootstrap_interval([values]), alpha=0.2, **style, linewidth=0)
             axis.set_title(f"{algorithm}, {task}", fontsize=10)
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
             axis.grid(alpha=0.3)

@@ -218,6 +218,26 @@ def test_one_update_is_the_hosts(kind, actor):
 
 
 @pytest.mark.parametrize("kind", HOSTS)
+def test_the_updates_along_a_training_are_the_hosts(kind):
+    """From the same weights on the same rollouts, with tianshou's own settings, eight in a row."""
+    pair = [
+        algorithm_of(cls, "categorical", trust_region_size=0.1) for cls in (OURS[kind], HOSTS[kind])
+    ]
+    ours, theirs = pair
+    start = weights(ours.policy.actor)
+    for turn in range(8):
+        theirs.load_state_dict(ours.state_dict())
+        theirs.ret_rms = copy.deepcopy(ours.ret_rms)
+        buffer = filled_buffer(ours, steps=400, seed=turn)
+        before = weights(ours.policy.actor)
+        kl = [updated(algorithm, buffer).kl.mean for algorithm in pair]
+        steps = [weights(algorithm.policy.actor) - before for algorithm in pair]
+        assert relative_error(steps[0], steps[1]) < 1e-2
+        np.testing.assert_allclose(*kl, rtol=2e-2)
+    assert np.linalg.norm(weights(ours.policy.actor) - start) > 0.1
+
+
+@pytest.mark.parametrize("kind", HOSTS)
 def test_repetitions_and_minibatches_are_the_hosts(kind):
     results = []
     for cls in (HOSTS[kind], OURS[kind]):
