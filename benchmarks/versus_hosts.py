@@ -8,7 +8,7 @@ and before anything is timed that is checked. 'policy' is the update without a c
 has a critic of a single number, for it wants one); 'train()' and 'update' have the host's own
 critic in them, which is the same code for both; 'learn()' collects too. One round times everybody
 once, after a pause in which idle threads come to rest; figures are medians over rounds, and ratios
-medians of the rounds' ratios.
+medians of the rounds' ratios. 'Softplus' is a policy that the core cannot read.
 """
 
 import argparse
@@ -73,7 +73,9 @@ def _agree(name: str, sides: dict[str, tuple[Side, Any]], tolerance: float) -> N
 # sb3-contrib -------------------------------------------------------------------------------------
 
 
-def sb3_models(critic_updates: int, iterations: int = 15) -> dict[str, Any]:
+def sb3_models(
+    critic_updates: int, iterations: int = 15, activation: Any = torch.nn.Tanh
+) -> dict[str, Any]:
     """sb3-contrib's model and ours, with equal weights and the same full rollout buffer."""
     models: dict[str, Any] = {}
     for name, cls in (("host", sb3_contrib.TRPO), ("natgrad", natgrad.sb3.TRPO)):
@@ -83,6 +85,7 @@ def sb3_models(critic_updates: int, iterations: int = 15) -> dict[str, Any]:
             n_steps=ROWS,
             n_critic_updates=critic_updates,
             cg_max_steps=iterations,
+            policy_kwargs={"activation_fn": activation},
             seed=0,
             device="cpu",
         )
@@ -97,10 +100,12 @@ def sb3_models(critic_updates: int, iterations: int = 15) -> dict[str, Any]:
     return models
 
 
-def sb3_train(critic_updates: int, iterations: int = 15) -> dict[str, tuple[Side, Any]]:
+def sb3_train(
+    critic_updates: int, iterations: int = 15, activation: Any = torch.nn.Tanh
+) -> dict[str, tuple[Side, Any]]:
     """train() from the same start on the same rollout."""
     sides = {}
-    for name, model in sb3_models(critic_updates, iterations).items():
+    for name, model in sb3_models(critic_updates, iterations, activation).items():
         start = copy.deepcopy(model.policy.state_dict())
         sides[name] = ((_restore(model.policy, start), model.train), model.policy)
     return sides
@@ -214,11 +219,17 @@ def main() -> None:
 
     # The hosts' conjugate gradients start from noise or stop early: compare where they converge.
     _agree("sb3-contrib TRPO", sb3_train(0, iterations=40), 5e-3)
+    softplus = torch.nn.Softplus  # the core has no such activation: Fisher products by torch
+    _agree("sb3-contrib TRPO, Softplus", sb3_train(0, 40, softplus), 5e-3)
     for name in ("NPG", "TRPO"):
         _agree(f"tianshou {name}", tianshou_sides(name, 0, damping=1.0), 5e-3)
 
     comparisons: dict[str, tuple[dict[str, tuple[Side, Any]], int]] = {
         "sb3-contrib TRPO: policy": (sb3_train(0), options.rounds),
+        "sb3-contrib TRPO: policy, Softplus": (
+            sb3_train(0, activation=softplus),
+            options.rounds,
+        ),
         "sb3-contrib TRPO: train()": (sb3_train(10), options.rounds),
         "sb3-contrib TRPO: learn(), 1 update": (sb3_learn(1), max(3, options.rounds // 3)),
         "tianshou NPG: policy": (tianshou_sides("NPG", 0), options.rounds),

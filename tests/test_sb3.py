@@ -18,7 +18,12 @@ sb3_contrib = pytest.importorskip("sb3_contrib", reason="needs natgrad[sb3]")
 
 import torch  # noqa: E402
 from sb3_contrib.common.utils import conjugate_gradient_solver  # noqa: E402
-from stable_baselines3.common.callbacks import BaseCallback  # noqa: E402
+from stable_baselines3.common.callbacks import (  # noqa: E402
+    BaseCallback,
+    CheckpointCallback,
+    EvalCallback,
+    StopTrainingOnRewardThreshold,
+)
 from stable_baselines3.common.distributions import kl_divergence  # noqa: E402
 from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
 from stable_baselines3.common.policies import ActorCriticPolicy  # noqa: E402
@@ -215,6 +220,8 @@ def test_one_update_is_the_hosts(actions):
     ("options", "why"),
     [
         ({"use_sde": True}, "gSDE"),
+        ({"use_sde": True, "policy_kwargs": {"use_expln": True, "full_std": False}}, "gSDE"),
+        ({"use_sde": True, "policy_kwargs": {"squash_output": True}}, "gSDE"),
         ({"policy_kwargs": {"activation_fn": nn.Softplus}}, "Softplus"),
         ({"observations": OBSERVATIONS["image"]}, "NatureCNN"),
         ({"observations": OBSERVATIONS["dict-image"]}, "CombinedExtractor"),
@@ -226,7 +233,7 @@ def test_one_update_is_the_hosts(actions):
             "NatureCNN",
         ),
     ],
-    ids=["gsde", "activation", "cnn", "dict", "cnn-not-shared"],
+    ids=["gsde", "gsde-expln", "gsde-squashed", "activation", "cnn", "dict", "cnn-not-shared"],
 )
 def test_one_update_by_torchs_products_is_the_hosts(options, why):
     host, ours = pair(**options, **EXACT)
@@ -564,6 +571,103 @@ def test_vecnormalize_several_environments_and_deepcopies_work():
     np.testing.assert_array_equal(flat(p.detach() for p in twin.parameters()), before)
 
 
+@pytest.mark.parametrize("cls", [TRPO, NPG])
+def test_callbacks_evaluate_save_and_stop(cls, tmp_path):
+    env, eval_env = (
+        VecNormalize(make_vec_env("CartPole-v1", n_envs=2, seed=i), training=i == 0)
+        for i in range(2)
+    )
+    stop = StopTrainingOnRewardThreshold(reward_threshold=5.0)  # whatever the policy does
+    evaluate = EvalCallback(
+        eval_env,
+        callback_on_new_best=stop,
+        eval_freq=100,  # in the second rollout
+        n_eval_episodes=2,
+        best_model_save_path=str(tmp_path),
+        log_path=str(tmp_path),
+        verbose=0,
+    )
+    checkpoint = CheckpointCallback(50, str(tmp_path), save_vecnormalize=True)
+    model = cls("MlpPolicy", env, n_steps=64, batch_size=32, seed=0, device="cpu")
+    model.learn(10_000, callback=[checkpoint, evaluate])
+    assert model.num_timesteps == 200
+    assert evaluate.best_mean_reward >= 5.0
+    np.testing.assert_array_equal(eval_env.obs_rms.mean, env.obs_rms.mean)
+    reader = sb3_contrib.TRPO if cls is TRPO else NPG
+    saved = reader.load(tmp_path / "best_model.zip", device="cpu")
+    for p, q in zip(weights(model).values(), weights(saved).values(), strict=True):
+        assert torch.equal(p, q)
+    early = reader.load(tmp_path / "rl_model_100_steps.zip", device="cpu")
+    assert not torch.equal(early.policy.action_net.weight, model.policy.action_net.weight)
+    normalized = VecNormalize.load(str(tmp_path / "rl_model_vecnormalize_100_steps.pkl"), env.venv)
+    early.set_env(normalized)
+    early.learn(128, reset_num_timesteps=False)
+    assert early.num_timesteps == 100 + 128
+
+
+@pytest.mark.parametrize("actions", ACTIONS)
+def test_set_parameters_gives_the_actor_what_the_core_works_on(actions):
+    """Weights that come from elsewhere are those that the next update starts from."""
+    model, other = (collected(model_of(TRPO, actions=ACTIONS[actions], seed=s)) for s in (0, 1))
+    trained(model)
+    other.rollout_buffer = copy.deepcopy(model.rollout_buffer)
+    for m in (model, other):
+        m.set_parameters(
+            model_of(sb3_contrib.TRPO, actions=ACTIONS[actions], seed=2).get_parameters()
+        )
+        assert trained(m)["train/status"] == "ACCEPTED"
+    for (name, p), q in zip(weights(model).items(), weights(other).values(), strict=True):
+        if "value" not in name:  # Adam's moments differ
+            assert torch.equal(p, q), name
+
+
+def test_policy_arguments_reach_the_policy_and_the_core():
+    """A shape, a deviation and separate extractors that are not the defaults."""
+    options = {
+        "net_arch": {"pi": [16, 12], "vf": [8]},
+        "log_std_init": -0.7,
+        "share_features_extractor": False,
+        "activation_fn": nn.SiLU,
+        "ortho_init": False,
+    }
+    host, ours = pair(policy_kwargs=options, steps=256, **EXACT)
+    np.testing.assert_allclose(ours.policy.log_std.detach(), -0.7)
+    before = weights(host)
+    for model in (host, ours):
+        trained(model)
+    assert "by the core: 5-16-12-3 silu" in ours._updater.path
+    steps = [
+        flat(w - before[n] for n, w in weights(model).items() if "value" not in n)
+        for model in (host, ours)
+    ]
+    assert relative_error(steps[1], steps[0]) < 1e-3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("critic", ["sb3", "natgrad"])
+@pytest.mark.parametrize(
+    "policy_kwargs", [{}, {"activation_fn": nn.Softplus}], ids=["mlp", "other"]
+)
+@pytest.mark.filterwarnings("ignore:.*on the GPU.*:UserWarning")  # the host's advice
+def test_a_model_on_a_cuda_device_learns_as_on_the_cpu(policy_kwargs, critic):
+    if critic == "natgrad" and policy_kwargs:
+        pytest.skip("the core has no such critic")
+    steps = []
+    for device in ("cpu", "cuda"):
+        options = {"policy_kwargs": policy_kwargs, "critic": critic, "device": device, **EXACT}
+        model = collected(model_of(TRPO, **options))
+        reference = collected(model_of(TRPO, **{**options, "device": "cpu"}))
+        model.policy.load_state_dict(reference.policy.state_dict())
+        model.rollout_buffer = copy.deepcopy(reference.rollout_buffer)
+        model.rollout_buffer.device = model.device
+        before = weights(model)
+        assert trained(model)["train/status"] == "ACCEPTED"
+        after = weights(model)
+        assert {p.device.type for p in after.values()} == {device}
+        steps.append(flat((after[n] - before[n]).cpu() for n in before if "value" not in n))
+    assert relative_error(steps[1], steps[0]) < 1e-3
+
+
 @pytest.mark.slow
 def test_cartpole_is_learnt():
     returns = []
@@ -575,13 +679,17 @@ def test_cartpole_is_learnt():
     assert np.median(returns) > 150, returns
 
 
-def test_the_readmes_lines_run():
-    text = (Path(__file__).parents[1] / "README.md").read_text()
+@pytest.mark.parametrize("name", ["README.md", "docs/backends.md"])
+def test_the_documented_lines_run(name, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / name).read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     (block,) = [block for block in blocks if "natgrad.sb3" in block]
     names = {}
-    exec(compile(block, "README.md", "exec"), names)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, name, "exec"), names)
     assert "by the core" in names["model"]._updater.path
+    if "save" in block:
+        assert sb3_contrib.TRPO.load("model.zip").num_timesteps > 0
 
 
 def test_without_the_host_the_module_says_which_extra_to_install():

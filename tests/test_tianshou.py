@@ -2,9 +2,11 @@
 
 import copy
 import logging
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,6 +218,26 @@ def test_one_update_is_the_hosts(kind, actor):
 
 
 @pytest.mark.parametrize("kind", HOSTS)
+def test_the_updates_along_a_training_are_the_hosts(kind):
+    """From the same weights on the same rollouts, with tianshou's own settings, eight in a row."""
+    pair = [
+        algorithm_of(cls, "categorical", trust_region_size=0.1) for cls in (OURS[kind], HOSTS[kind])
+    ]
+    ours, theirs = pair
+    start = weights(ours.policy.actor)
+    for turn in range(8):
+        theirs.load_state_dict(ours.state_dict())
+        theirs.ret_rms = copy.deepcopy(ours.ret_rms)
+        buffer = filled_buffer(ours, steps=400, seed=turn)
+        before = weights(ours.policy.actor)
+        kl = [updated(algorithm, buffer).kl.mean for algorithm in pair]
+        steps = [weights(algorithm.policy.actor) - before for algorithm in pair]
+        assert relative_error(steps[0], steps[1]) < 1e-2
+        np.testing.assert_allclose(*kl, rtol=2e-2)
+    assert np.linalg.norm(weights(ours.policy.actor) - start) > 0.1
+
+
+@pytest.mark.parametrize("kind", HOSTS)
 def test_repetitions_and_minibatches_are_the_hosts(kind):
     results = []
     for cls in (HOSTS[kind], OURS[kind]):
@@ -290,6 +312,34 @@ def test_what_breaks_the_host_leaves_the_actor_untouched(fault, actor, kind, cap
         assert not np.array_equal(weights(algorithm.policy.actor), before)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", OURS)
+@pytest.mark.parametrize("actor", ["gaussian", "bounded", "categorical"])
+def test_an_actor_on_a_cuda_device_takes_the_same_step(actor, kind):
+    steps = []
+    for device in ("cpu", "cuda"):
+        algorithm = algorithm_of(OURS[kind], actor)
+        buffer = filled_buffer(algorithm)
+        algorithm.to(device)
+        before = weights(algorithm.policy.actor.cpu())
+        algorithm.to(device)
+        updated(algorithm, buffer)
+        assert next(algorithm.policy.actor.parameters()).device.type == device
+        steps.append(weights(algorithm.policy.actor.cpu()) - before)
+    assert relative_error(steps[1], steps[0]) < 2e-3
+
+
+def test_a_new_distribution_of_the_policy_is_seen():
+    """What is remembered of a policy is not taken for another's."""
+    algorithm = algorithm_of(NPG)
+    buffer = filled_buffer(algorithm)
+    updated(algorithm, buffer)
+    assert "by the core" in algorithm._updater.path
+    algorithm.policy.dist_fn = lambda loc_scale: Independent(Normal(loc_scale[0], 1.0), 1)
+    updated(algorithm, buffer)
+    assert "by torch" in algorithm._updater.path
+
+
 def test_the_path_is_logged_once(caplog):
     algorithm = algorithm_of(TRPO)
     buffer = filled_buffer(algorithm)
@@ -350,6 +400,18 @@ def test_the_builders_of_the_high_level_interface_build_our_algorithms():
         factory = builder_class(environments)._create_algorithm_factory()
         made = factory.create_algorithm(environments.create_envs(1, 1), "cpu")
         assert type(made) is algorithm
+
+
+def test_the_documented_lines_run(caplog):
+    text = (Path(__file__).parents[1] / "docs" / "backends.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (block,) = [block for block in blocks if "natgrad.tianshou_highlevel" in block]
+    with warnings.catch_warnings(), caplog.at_level(logging.INFO, "natgrad.tianshou"):
+        warnings.simplefilter("ignore")
+        pytest.importorskip("joblib", reason="needs tianshou[eval]")
+        pytest.importorskip("rliable", reason="needs tianshou[eval]")
+        exec(compile(block, "backends.md", "exec"), {})
+    assert "Fisher products by the core" in caplog.text
 
 
 def test_without_the_host_the_module_says_which_extra_to_install():

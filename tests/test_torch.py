@@ -1,10 +1,14 @@
 """Policies of torch as operators, and their updates: by the core where it can read them."""
 
 import copy
+import importlib
 import itertools
 import re
 import subprocess
 import sys
+import tracemalloc
+import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -289,10 +293,23 @@ class Scaled(nn.Linear):
         return 2 * super().forward(x)
 
 
+def test_identities_at_the_end_of_a_network_are_nothing():
+    net, log_std, observations = make()
+    longer = nn.Sequential(*net, nn.Identity(), nn.Identity())
+    F, same = (
+        backend.FisherOperator(module, observations, KINDS["gaussian"], log_std=log_std)
+        for module in (net, longer)
+    )
+    assert same.path == "core"
+    v = np.random.default_rng(0).normal(size=F.shape[0])
+    np.testing.assert_array_equal(F @ v, same @ v)
+
+
 @pytest.mark.parametrize(
     ("modules", "message"),
     [
         ([], "no Linear"),
+        ([nn.Identity()], "no Linear"),
         ([nn.Linear(5, 4), nn.Tanh()], "last module"),
         ([nn.Linear(5, 7), nn.Linear(7, 4)], "last module|activation"),
         ([nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 4)], "differ"),
@@ -353,7 +370,7 @@ def test_bad_arguments_are_refused_by_name(make_bad, error, message):
 # ------------------------------------------------------------------------------- updates
 
 
-def ingredients(kind, dtype=torch.float64, seed=0):
+def ingredients(kind, dtype=torch.float64, seed=0, device="cpu"):
     """What a host has at hand: reading, forward, parameters, actions, advantages, log probs."""
     net, log_std, observations = make(kind, dtype, seed=seed)
     head = Head(net, kind, log_std)
@@ -370,8 +387,11 @@ def ingredients(kind, dtype=torch.float64, seed=0):
 
     actions = sample(head(observations))
     advantages = np.random.default_rng(seed).normal(size=len(observations))
-    parameters = [*net.parameters(), *([] if log_std is None else [log_std])]
     behaviour = log_prob(head(observations)).detach().double().numpy()
+    taken, actions, observations = actions, actions.to(device), observations.to(device)
+    if log_std is not None:
+        log_std = head.log_std = nn.Parameter(log_std.detach().to(device))
+    parameters = [*net.to(device).parameters(), *([] if log_std is None else [log_std])]
 
     def forward():
         d = head(observations)
@@ -380,13 +400,9 @@ def ingredients(kind, dtype=torch.float64, seed=0):
     def read():
         return backend.read_layers([net], KINDS[kind], log_std), observations
 
-    if kind in ("categorical", "multi-categorical", "bernoulli"):
-        actions = actions.long() if kind != "bernoulli" else actions
-    given = (
-        actions.numpy().astype(np.int64)
-        if kind != "gaussian" and "std" not in kind
-        else (actions.numpy())
-    )
+    given = taken.numpy()
+    if kind not in ("gaussian", "gaussian-state-std"):
+        given = given.astype(np.int64)
     return read, forward, parameters, given, advantages, behaviour
 
 
@@ -468,6 +484,18 @@ def test_an_exception_of_the_policy_reaches_the_caller_and_changes_nothing():
     assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
 
 
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("kind", ["gaussian", "categorical"])
+def test_the_likelihood_is_that_of_the_policy_before_the_update(kind, asked):
+    read, forward, parameters, actions, advantages, _ = ingredients(kind)
+    want = float((forward()[1].detach() * torch.from_numpy(advantages)).mean())
+    updater = backend.PolicyUpdater()
+    first = refuse if asked else read
+    report = updater({}, first, forward, parameters, actions, advantages, None)
+    assert report.accepted
+    np.testing.assert_allclose(updater.likelihood, want, rtol=1e-10)
+
+
 def test_parameters_more_or_fewer_than_the_network_has_are_not_read():
     read, forward, parameters, *rest = ingredients("gaussian")
     extra = nn.Parameter(torch.zeros(3, dtype=torch.float64))
@@ -523,6 +551,44 @@ def test_conjugate_gradients_work_with_tensors():
     assert relative_error(arrays.x, want) < 1e-8
 
 
+@pytest.mark.parametrize("kind", ["matvec", "operator", "function"])
+def test_conjugate_gradients_mix_scipy_torch_and_functions(kind):
+    """The operator is of one library, the right-hand side of another."""
+    rng = np.random.default_rng(0)
+    A = rng.normal(size=(20, 20))
+    A = A @ A.T + np.eye(20)
+    b = rng.normal(size=20)
+    operator, given = {
+        "matvec": (torch.from_numpy(A).mv, torch.from_numpy(b)),
+        "operator": (sparse_linalg.aslinearoperator(A), torch.from_numpy(b)),
+        "function": (lambda v: A @ v, b),
+    }[kind]
+    found = natgrad.conjugate_gradient(operator, given, max_iterations=200)
+    assert relative_error(found.x, np.linalg.solve(A, b)) < 1e-8
+    if kind == "operator":  # and the other way round: our product inside SciPy's solver
+        net, log_std, observations = make()
+        F = backend.FisherOperator(
+            net, observations, KINDS["gaussian"], log_std=log_std, damping=0.1
+        )
+        g = rng.normal(size=F.shape[0])
+        x, failed = sparse_linalg.cg(F, g, rtol=1e-10)
+        assert not failed
+        assert relative_error(F @ x, g) < 1e-8
+
+
+@pytest.mark.parametrize(("dtype", "copied"), [(torch.float32, False), (torch.float64, True)])
+def test_a_tensor_of_the_policys_dtype_is_read_where_it_is(dtype, copied):
+    policy = natgrad.Policy(8, natgrad.Categorical(2), dtype="float32")
+    observations = torch.zeros(100_000, 8, dtype=dtype)
+    policy.mode(observations)  # the core's own memory grows now
+    tracemalloc.start()
+    policy.mode(observations)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    results = 8 * len(observations)  # an action each
+    assert (peak - results > 4 * observations.numel() - 4096) == copied, peak
+
+
 def test_arrays_come_in_by_dlpack_alone():
     class OnlyDlpack:
         def __init__(self, array):
@@ -540,20 +606,193 @@ def test_arrays_come_in_by_dlpack_alone():
         policy.outputs(OnlyDlpack(observations)), policy.outputs(observations)
     )
     view = torch.from_dlpack(policy.parameters)
+    assert view.data_ptr() == policy.parameters.ctypes.data
     view[0] = 7.0
     assert policy.parameters[0] == 7.0
     with pytest.raises(TypeError, match=r"observations.*requires grad"):
         policy.outputs(torch.zeros(5, 3, requires_grad=True))
 
 
-def test_the_documented_lines_run():
+# ------------------------------------------------------------------------------- devices
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@cuda
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("kind", ["gaussian", "categorical"])
+def test_a_policy_on_a_cuda_device_takes_the_same_steps(kind, asked):
+    results = []
+    for device in ("cpu", "cuda"):
+        read, forward, parameters, *rest = ingredients(kind, device=device)
+        updater = backend.PolicyUpdater()
+        first = refuse if asked else read
+        for _ in range(3):
+            assert updater({}, first, forward, parameters, *rest).accepted
+        assert {p.device.type for p in parameters} == {device}
+        results.append(torch.nn.utils.parameters_to_vector(parameters).detach().cpu())
+    assert relative_error(results[1], results[0]) < 1e-8
+
+
+@cuda
+@pytest.mark.parametrize("asked", [False, True])
+def test_an_update_without_success_changes_nothing_on_a_cuda_device(asked):
+    read, forward, parameters, actions, advantages, behaviour = ingredients(
+        "gaussian", device="cuda"
+    )
+    before = [p.detach().clone() for p in parameters]
+    arguments = (refuse if asked else read, forward, parameters, actions)
+    updater = backend.PolicyUpdater()
+    assert not updater({}, *arguments, 0 * advantages, behaviour).accepted
+    large = {"line_search": None, "max_kl": 1e300}
+    assert not updater(large, *arguments, advantages, behaviour).accepted
+    assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+
+
+@cuda
+@pytest.mark.parametrize("head", [False, True])
+def test_an_operator_on_a_cuda_device_gives_tensors_there(head):
+    products, directions = [], []
+    for device in ("cpu", "cuda"):
+        net, log_std, observations = make()
+        net, log_std = net.to(device), nn.Parameter(log_std.detach().to(device))
+        module = Head(net, "gaussian", log_std) if head else net
+        options = {} if head else {"distribution": KINDS["gaussian"], "log_std": log_std}
+        rows = observations.to(device)
+        F = backend.FisherOperator(
+            module, rows, parameters=[*net.parameters(), log_std] if head else None, **options
+        )
+        assert F.path == ("autograd" if head else "core")
+        v = torch.ones(F.shape[0], dtype=torch.float64, device=device)
+        assert (F @ v).device.type == device
+        products.append((F @ v).cpu())
+        solution = natgrad.conjugate_gradient(F, v, damping=0.1, max_iterations=50).x
+        gradients = [torch.ones_like(p) for p in F.parameters]
+        natural = backend.natural_gradient(module, rows, gradients, **options)
+        assert {x.device.type for x in natural} == {device}
+        directions.append(solution)
+    assert relative_error(products[1], products[0]) < 1e-10
+    assert relative_error(directions[1], directions[0]) < 1e-8
+
+
+@cuda
+def test_a_value_network_on_a_cuda_device_is_fitted():
+    net, _, observations = make("categorical")
+    value = nn.Sequential(*net[:-1], nn.Linear(6, 1, dtype=torch.float64))
+    twin = copy.deepcopy(value).to("cuda")
+    targets = np.random.default_rng(0).normal(size=len(observations))
+    errors = [
+        backend.ValueFitter()([module], rows, targets)
+        for module, rows in ((value, observations), (twin, observations.to("cuda")))
+    ]
+    np.testing.assert_allclose(*errors, rtol=1e-8)
+    assert relative_error(twin(observations.to("cuda")).detach().cpu(), value(observations)) < 1e-6
+
+
+@cuda
+def test_views_of_memory_on_a_cuda_device_are_refused():
+    net = make("categorical")[0].to("cuda")
+    with pytest.raises(backend.UnreadableError, match="on cuda:0, want cpu"):
+        backend.policy_of(net, KINDS["categorical"])
+
+
+# ------------------------------------------------------------------------------- the documents
+
+
+def documented(word):
+    """The block of code in docs/backends.md that has a word."""
     text = (Path(__file__).parents[1] / "docs" / "backends.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    (block,) = [block for block in blocks if "policy_of(" in block]
+    (block,) = [block for block in blocks if word in block]
+    return compile(block, "backends.md", "exec")
+
+
+def test_the_documented_lines_run():
     names = {}
-    exec(compile(block, "backends.md", "exec"), names)
+    exec(documented("policy_of("), names)
     assert names["x"].shape == (names["F"].shape[0],)
     assert np.shares_memory(names["policy"].parameters, names["net"][0].bias.detach().numpy())
+
+
+def library(monkeypatch, name, **contents):
+    """A module, or a stand-in of its name with these contents where it cannot be imported."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return importlib.import_module(name)
+        except Exception:  # whatever old libraries do on a Python that they do not know
+            parts = name.split(".")
+            for depth in range(1, len(parts) + 1):
+                module = types.ModuleType(".".join(parts[:depth]))
+                monkeypatch.setitem(sys.modules, module.__name__, module)
+            vars(module).update(contents)
+            return module
+
+
+def averaged_over_ranks(tensor):
+    """OmniSafe's `distributed.avg_tensor` in one process."""
+
+
+class Actor(nn.Module):
+    """As OmniSafe builds it: log_std comes first, an Identity last."""
+
+    def __init__(self, mean, log_std):
+        super().__init__()
+        self.mean, self.log_std = nn.Sequential(*mean, nn.Identity()), log_std
+
+    def forward(self, observations):
+        return distributions.Normal(self.mean(observations), self.log_std.exp())
+
+
+def test_the_recipe_for_omnisafe_gives_its_products(monkeypatch):
+    """_fvp(params): the Hessian of a KL averaged over rows and dimensions, plus damping."""
+    host = library(
+        monkeypatch,
+        "omnisafe.algorithms.on_policy.base.natural_pg",
+        NaturalPG=type("NaturalPG", (), {"_fvp": None}),
+    )
+    distributed = types.SimpleNamespace(avg_tensor=averaged_over_ranks)
+    if "omnisafe.utils" not in sys.modules:
+        library(monkeypatch, "omnisafe.utils", distributed=distributed)
+    monkeypatch.setattr(host.NaturalPG, "_fvp", None)  # and given back
+    exec(documented("omnisafe"), {})
+    net, log_std, observations = make()
+    algorithm = host.NaturalPG.__new__(host.NaturalPG)
+    algorithm._actor_critic = types.SimpleNamespace(actor=Actor(net, log_std))
+    algorithm._cfgs = types.SimpleNamespace(algo_cfgs=types.SimpleNamespace(cg_damping=0.07))
+    parameters = list(algorithm._actor_critic.actor.parameters())
+    assert parameters[0] is log_std
+    for rows in (observations[::2], observations):
+        algorithm._fvp_obs = rows
+        v = torch.randn(sum(p.numel() for p in parameters), dtype=torch.float64)
+        hessian = double_backpropagation(algorithm._actor_critic.actor, rows, parameters, v)
+        assert relative_error(algorithm._fvp(v), hessian / 4 + 0.07 * v.numpy()) < 1e-10
+    assert algorithm._fisher.path == "core"
+
+
+def test_the_recipe_for_mjrl_gives_its_products(monkeypatch):
+    """HVP(observations, actions, vector, regu_coef): the Hessian of a mean KL, plus damping."""
+    host = library(monkeypatch, "mjrl.algos.npg_cg", NPG=type("NPG", (), {}))
+    for name in ("HVP", "build_Hvp_eval"):
+        monkeypatch.setattr(host.NPG, name, None, raising=False)  # and given back
+    exec(documented("mjrl"), {})
+    net, log_std, observations = make(dtype=torch.float32)
+    parameters = [*net.parameters(), log_std]
+    model = types.SimpleNamespace(fc_layers=[m for m in net if isinstance(m, nn.Linear)])
+    theta = torch.nn.utils.parameters_to_vector(parameters).detach().numpy()
+    algorithm = host.NPG.__new__(host.NPG)
+    algorithm.policy = types.SimpleNamespace(
+        n=5, m=4, model=model, get_param_values=lambda: theta.copy()
+    )
+    algorithm.FIM_invert_args = {"iters": 10, "damping": 1e-4}
+    v = np.random.default_rng(0).normal(size=theta.size)
+    head = Head(net, "gaussian", log_std)
+    hessian = double_backpropagation(head, observations, parameters, v)
+    rows = observations.numpy()
+    for given, damping in ((None, 1e-4), (0.3, 0.3)):
+        product = algorithm.HVP(rows, None, v, regu_coef=given)
+        assert relative_error(product, hessian + damping * v) < 1e-5
+        np.testing.assert_array_equal(algorithm.build_Hvp_eval([rows, None], given)(v), product)
 
 
 def test_without_torch_the_module_says_which_extra_to_install():

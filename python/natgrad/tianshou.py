@@ -6,7 +6,7 @@ is natgrad's. The builders of `tianshou.highlevel` are in `natgrad.tianshou_high
 
 import copy
 import logging
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -111,12 +111,21 @@ class NPG(host.NPG):
         return NPGTrainingStats(**columns)
 
     def _distribution(self, batch: Any) -> _core.Distribution:
-        """The kind of distribution, from a few rows; UnreadableError if the core has no such."""
+        """The kind of distribution, from a few rows; UnreadableError if the core has no such.
+
+        Asked again, and the actor read anew, where the policy, its actor or its `dist_fn` is not
+        that of the last time.
+        """
+        source = (self.policy, self.policy.actor, self.policy.dist_fn)
+        if self._updater.seen[:-1] == source:
+            return cast(_core.Distribution, self._updater.seen[-1])
         with torch.no_grad(), few_threads():
             distribution = self.policy(batch).dist
             kind, _ = distribution_parameters(distribution)
             if distribution.log_prob(batch.act).ndim != 1:
                 raise UnreadableError("it is not one distribution of all dimensions of an action")
+        self._updater = PolicyUpdater()
+        self._updater.seen = (*source, kind)
         return kind
 
     def _update_actor(self, minibatch: Any, kind: _core.Distribution) -> dict[str, float]:
@@ -131,10 +140,6 @@ class NPG(host.NPG):
             distribution = self.policy(minibatch).dist
             return distribution, distribution.log_prob(minibatch.act)
 
-        loss = np.nan
-        if behaviour is None:
-            with torch.no_grad():
-                loss = -float((forward()[1] * minibatch.adv).mean())
         gaussian = isinstance(kind, _core.DiagonalGaussian)
         actions = minibatch.act if gaussian else minibatch.act.long()
         report = self._updater(
@@ -150,7 +155,7 @@ class NPG(host.NPG):
         if not report.accepted:
             _log.warning("natgrad: %s: %s", report.status.name, report.message)
         return {
-            "actor_loss": loss if behaviour is None else -report.surrogate,
+            "actor_loss": -(self._updater.likelihood if behaviour is None else report.surrogate),
             "step_size": report.step_fraction * report.step_scale,
             "kl": report.kl if report.accepted else 0.0,
         }

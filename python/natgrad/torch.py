@@ -92,7 +92,7 @@ class Perceptron:
 def read_layers(
     modules: Iterable[Any], distribution: _core.Distribution | None, log_std: Any = None
 ) -> Perceptron:
-    """Reads Linear layers with an activation between each two of them.
+    """Reads Linear layers with an activation between each two of them, and Identities at the end.
 
     Args:
         modules: in the order in which they are applied; a `Sequential` may stand for its contents.
@@ -103,6 +103,8 @@ def read_layers(
         UnreadableError: the core has no such network; the message says where it differs.
     """
     chain = list(_flatten(modules))
+    while chain and type(chain[-1]) is nn.Identity:
+        chain.pop()
     linear, between = chain[::2], chain[1::2]
     for module in linear:
         if type(module) is not nn.Linear:
@@ -197,10 +199,11 @@ class _Twin(Generic[_Model]):
     def pull(self) -> None:
         """The same, and on the CPU the core's memory becomes torch's."""
         for tensor, view in zip(self.source.tensors, self.views, strict=True):
-            if not tensor.data.is_set_to(view):
+            if tensor.device.type != "cpu":
                 view.copy_(tensor.data)
-                if tensor.device.type == "cpu":
-                    tensor.data = view
+            elif not tensor.data.is_set_to(view):
+                view.copy_(tensor.data)
+                tensor.data = view
 
     def push(self) -> None:
         """torch's parameters become the core's."""
@@ -518,8 +521,15 @@ def few_threads() -> Iterator[None]:
 def all_finite(*tensors: Any) -> bool:
     """Of tensors and dictionaries of tensors."""
     parts = (t.values() if isinstance(t, dict) else (t,) for t in tensors)
-    with few_threads():
-        return all(bool(torch.isfinite(t).all()) for t in itertools.chain.from_iterable(parts))
+    return all(map(_is_finite, itertools.chain.from_iterable(parts)))
+
+
+def _is_finite(tensor: Any) -> bool:
+    if not tensor.is_floating_point():
+        return True
+    if tensor.device.type == "cpu":  # NumPy needs a fortieth of torch's time
+        return bool(np.isfinite(tensor.detach().numpy()).all())
+    return bool(torch.isfinite(tensor).all())
 
 
 def normalized(advantages: NDArray[Any], epsilon: float = 0.0) -> Doubles:
@@ -544,11 +554,16 @@ class PolicyUpdater:
     Attributes:
         path: a sentence: who makes the products, and why. Empty before the first update.
         parameters: tensors that the last update may have moved.
+        likelihood: mean of log pi(a | s) times the advantage before the last update, where that
+            was given no log probabilities; else NaN.
+        seen: what a host remembers of the policy that this was made for; copies forget it.
     """
 
     def __init__(self) -> None:
         self.path = ""
         self.parameters: list[Any] = []
+        self.likelihood = np.nan
+        self.seen: tuple[Any, ...] = ()
         self._twin: _Twin[Policy] | None = None
         self._options = ""
         self._update = _core.TrustRegionUpdate()
@@ -587,7 +602,7 @@ class PolicyUpdater:
             self._provide_twin(source, observations, forward, parameters)
         except UnreadableError as reason:
             self.path = f"Fisher products by torch: {reason}"
-            report, self.parameters = _step_by_autograd(
+            report, self.parameters, self.likelihood = _step_by_autograd(
                 self._update, forward, parameters, advantages, log_probs
             )
             return report
@@ -601,8 +616,11 @@ class PolicyUpdater:
             f"{source.distribution!r}"
         )
         twin.pull()
-        batch = Batch(observations.detach().cpu().numpy(), actions, advantages, log_probs)
-        report = self._update(twin.model, batch)
+        rows = observations.detach().cpu().numpy()
+        self.likelihood = np.nan
+        if log_probs is None:
+            self.likelihood = float(np.mean(twin.model.log_prob(rows, actions) * advantages))
+        report = self._update(twin.model, Batch(rows, actions, advantages, log_probs))
         if report.accepted:
             twin.push()
         return report
@@ -635,27 +653,28 @@ def _step_by_autograd(
     parameters: list[Any],
     advantages: Doubles,
     log_probs: Doubles | None,
-) -> tuple[_core.UpdateReport, list[Any]]:
+) -> tuple[_core.UpdateReport, list[Any], float]:
     """The update by its functions: torch runs the policy both ways, the core does the rest.
 
-    Returns the report and the tensors that the policy depends on.
+    Returns the report, the tensors that the policy depends on, and `PolicyUpdater.likelihood`.
     """
     distribution, log_prob = forward()
     kind, y = distribution_parameters(distribution)
     F = _AutogradFisher(y, parameters, kind)
     weights = torch.as_tensor(advantages).to(log_prob)
-    behaviour = log_prob.detach()
-    if log_probs is not None:
+    behaviour, likelihood = log_prob.detach(), np.nan
+    if log_probs is None:
+        likelihood = float(np.mean(_doubles(log_prob) * advantages))
+    else:
         behaviour = torch.as_tensor(log_probs).to(log_prob)
     ratio = torch.exp(log_prob - behaviour)
     old_ratio, old_outputs = _doubles(ratio), F.outputs
-    start = [p.detach().clone() for p in F.parameters]
+    start = [p.detach().to("cpu", torch.float64, copy=True) for p in F.parameters]
 
     def move(step: Doubles) -> None:
         parts = np.split(step, np.cumsum([p.numel() for p in start])[:-1])
         for p, old, part in zip(F.parameters, start, parts, strict=True):
-            moved = old.double() + torch.from_numpy(part).to(old.device).view_as(old)
-            p.data.copy_(moved)
+            p.data.copy_(old + torch.from_numpy(part).view_as(old))
 
     def evaluate(step: Doubles) -> tuple[float, float]:
         move(step)
@@ -683,7 +702,7 @@ def _step_by_autograd(
         if not accepted:
             for p, old in zip(F.parameters, start, strict=True):
                 p.data.copy_(old)
-    return report, F.parameters
+    return report, F.parameters, likelihood
 
 
 class ValueFitter:
