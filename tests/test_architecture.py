@@ -69,6 +69,8 @@ PYTHON_FLOORS = [
     "bench",
     "peers",
     "families",
+    "metrics",
+    "optimize",
     "gallery",
     "__init__",
     "cli",
