@@ -314,6 +314,8 @@ def minimize(
         if not np.isfinite(metric).all():
             raise ValueError("metric has entries that are not finite")
 
+    # Other steps shrink as they have to, and no cycle of theirs lasts.
+    never_shorter = isinstance(step, FixedStep) or getattr(step, "decay", 1.0) == 0.0
     objective = _Objective(fun, jac)
     value, gradient = objective(x)
     decrement = math.nan
@@ -339,7 +341,7 @@ def minimize(
                     MinimizeStatus.CONVERGED,
                     f"the natural gradient's length, {decrement:.3g}, is at most {tol:g}",
                 )
-            if len(visited) > _CYCLE and not isinstance(step, Backtracking):
+            if len(visited) > _CYCLE and never_shorter:
                 _check_for_a_cycle(G, visited, best)
             if iteration == max_iterations:
                 raise _Stop(

@@ -4,8 +4,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+import natgrad
+from natgrad import metrics
 from natgrad.families import Gaussian
 from natgrad.gallery import Picture, Tables
+from natgrad.gallery.descent import DATA, FAMILY, MEAN_LOSS, OPTIMUM
 
 # Figure 1: near and far -------------------------------------------------------------------------
 
@@ -75,6 +78,67 @@ def draw_near_and_far(tables: Tables, figure: Figure) -> None:
     right.legend(frameon=False, fontsize="small", loc="upper center")
 
 
+# The empirical Fisher matrix ---------------------------------------------------------------------
+
+COUNTS = np.array([30, 100, 300, 1000, 3000, 10_000, 30_000])
+
+
+def empirical_fisher() -> Tables:
+    """Natural fields with the true and the empirical matrix, and how far these are apart."""
+    mu, sigma = (g.ravel() for g in np.meshgrid(np.arange(0.0, 25, 2), np.arange(1.0, 10)))
+    points = np.stack([mu, sigma], axis=1)
+    empirical = metrics.empirical_fisher(FAMILY, DATA)
+    grid = {"mu": mu, "sigma": sigma}
+    for name, metric in (("true", FAMILY.fisher), ("empirical", empirical)):
+        arrows = np.array([-np.linalg.solve(metric(p), MEAN_LOSS.jac(p)) for p in points])
+        grid |= {f"{name}_mu": arrows[:, 0], f"{name}_sigma": arrows[:, 1]}
+
+    # A policy network on observations, with actions of its own and with somebody else's.
+    random = np.random.default_rng(0)
+    policy = natgrad.Policy(4, natgrad.Categorical(3), hidden=(8,), dtype="float64", seed=0)
+    policy.parameters = 0.5 * random.normal(size=policy.parameters.size)
+    observations = random.normal(size=(COUNTS[-1], 4))
+    own, _ = policy.sample(observations, natgrad.Rng(0))
+    others = np.argmax(observations[:, :3], axis=1)
+    errors: dict[str, list[float]] = {"own": [], "others": []}
+    for n in COUNTS:
+        exact = natgrad.Fisher(policy, observations[:n]).to_dense()
+        for name, actions in (("own", own), ("others", others)):
+            given = natgrad.Fisher(
+                policy, observations[:n], kind="empirical", actions=actions[:n]
+            ).to_dense()
+            errors[name].append(float(np.linalg.norm(given - exact) / np.linalg.norm(exact)))
+    return {
+        "grid": grid,
+        "error": {"n": COUNTS, **{name: np.array(column) for name, column in errors.items()}},
+    }
+
+
+def draw_empirical_fisher(tables: Tables, figure: Figure) -> None:
+    """Two fields, and the error against the number of samples."""
+    *panels, right = figure.subplots(1, 3)
+    grid, error = tables["grid"], tables["error"]
+    for color, axis, name in zip(("C1", "C3"), panels, ("true", "empirical"), strict=True):
+        arrows = grid[f"{name}_mu"], grid[f"{name}_sigma"]
+        axis.quiver(grid["mu"], grid["sigma"], *arrows, color=color, angles="xy", width=0.005)
+        axis.plot(*OPTIMUM, "k*", markersize=10)
+        lengths = np.hypot(*arrows)
+        axis.set_title(
+            f"{name}: longest {lengths.max():.3g}, median {np.median(lengths):.2g}",
+            fontsize="medium",
+        )
+        axis.set(xlabel="μ", ylabel="σ", xlim=(-2, 26), ylim=(0.5, 10.5))
+    right.loglog(error["n"], error["others"], "s-", color="C3", label="actions of somebody else")
+    right.loglog(error["n"], error["own"], "o-", color="C1", label="actions of the policy")
+    right.loglog(
+        error["n"], error["own"][0] * np.sqrt(error["n"][0] / error["n"]), "k:", label="∝ 1/√N"
+    )
+    right.set(xlabel="observations", ylabel="error relative to the exact matrix")
+    right.set_title("outer products of a policy's scores", fontsize="medium")
+    right.legend(frameon=False, fontsize="small")
+    right.grid(alpha=0.3)
+
+
 PICTURES = (
     Picture(
         name="figure-1",
@@ -97,5 +161,28 @@ PICTURES = (
         ),
         data=near_and_far,
         draw=draw_near_and_far,
+    ),
+    Picture(
+        name="empirical-fisher",
+        title="The empirical Fisher matrix is another one",
+        source="the paper, Algorithm 2 and its reference to Kunstner et al.",
+        shows=(
+            "Left and middle: the steepest descent of Figure 3's loss in the Fisher metric and in "
+            "the empirical one, which takes the scores of the data instead of the model's own "
+            "samples. Where the model does not fit, the empirical matrix grows with the gradient, "
+            "and steps are shortest where they should be longest, some of them in another "
+            "direction. Right: for a policy network the outer products of scores approach the "
+            "exact matrix as 1/√N if its own actions are scored, and do not if somebody else's "
+            "are, however many."
+        ),
+        settings=(
+            "The data of Figure 2, each field to its own scale. A softmax policy 4-8-3 with tanh; "
+            "the other actions are the largest of the first three observed numbers. Errors in the "
+            "Frobenius norm."
+        ),
+        deviation="The paper cites this without a figure; the example is ours.",
+        data=empirical_fisher,
+        draw=draw_empirical_fisher,
+        size=(12.0, 3.8),
     ),
 )
