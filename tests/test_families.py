@@ -252,6 +252,7 @@ def test_the_loss_is_infinite_outside_of_the_family():
         (lambda: Categorical(3).fisher([0, np.inf, 0]), "wanted 3 finite numbers"),
         (lambda: Categorical(3).log_prob([0, 0, 0], [3]), "actions"),
         (lambda: NegativeLogLikelihood(Gaussian(), [1], "max"), "reduction is 'max'"),
+        (lambda: NegativeLogLikelihood(Gaussian(), []), "no data"),
     ],
 )
 def test_misuse_names_what_was_given(call, words):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from environments import run
 from scipy import stats
 
 from natgrad import cli, gallery
@@ -115,6 +116,17 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path, capsys):
         errors = capsys.readouterr().err
         assert errors.count("\n") == 1
         assert words in errors
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "scipy"])
+def test_a_missing_package_is_named_with_the_extra_that_has_it(missing):
+    code, _, errors = run(
+        "-c",
+        f"import sys; sys.modules['{missing}'] = None\n"
+        "from natgrad import cli; sys.exit(cli.main(['gallery', 'figure-2', '-o', 'unused']))",
+    )
+    assert code == 2
+    assert re.search(r"natgrad: error: .*pip install 'natgrad\[\w+\]'", errors)
 
 
 # Numbers in pictures -----------------------------------------------------------------------------

@@ -337,7 +337,7 @@ class NegativeLogLikelihood:
             sample, the curvature of the mean.
 
     Raises:
-        ValueError: a reduction of another name.
+        ValueError: a reduction of another name; no data.
     """
 
     def __init__(
@@ -347,6 +347,8 @@ class NegativeLogLikelihood:
             raise ValueError(f"reduction is {reduction!r}; wanted 'mean' or 'sum'")
         self.family = family
         self._x = np.array(x)
+        if not self._x.size:
+            raise ValueError("x holds no data")
         self._scale = 1.0 if reduction == "sum" else 1.0 / len(self._x)
 
     def __call__(self, theta: ArrayLike) -> float:

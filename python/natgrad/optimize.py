@@ -70,8 +70,22 @@ class _Direction:
 # Steps -------------------------------------------------------------------------------------------
 
 
+class _Step:
+    """How many natural gradients to go."""
+
+    def _length(self, direction: _Direction) -> float:
+        raise NotImplementedError
+
+    def _may_cycle(self) -> bool:
+        """Whether it can go around a minimum for ever, because it does not shorten."""
+        return False
+
+    def _check(self, direction: _Direction, jac: Doubles) -> None:
+        """Looks at the gradient after the step; raises _Stop if it must not be taken."""
+
+
 @dataclass(frozen=True)
-class FixedStep:
+class FixedStep(_Step):
     """x - size G^-1 g, the same size each time.
 
     Args:
@@ -83,21 +97,22 @@ class FixedStep:
     def __post_init__(self) -> None:
         _positive(size=self.size)
 
-    def length(self, direction: _Direction) -> float:
-        """Multiples of the natural gradient."""
+    def _length(self, direction: _Direction) -> float:
         return self.size
+
+    def _may_cycle(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
-class ExactStep:
+class ExactStep(_Step):
     """To the minimum along the natural gradient, if `fun` is a convex quadratic.
 
     The curvature comes from one more gradient, which is exact for a quadratic; whether it was one
     shows in the gradient after the step.
     """
 
-    def length(self, direction: _Direction) -> float:
-        """Multiples of the natural gradient."""
+    def _length(self, direction: _Direction) -> float:
         probe = direction.objective.jac(direction.x - direction.d)
         curvature = float(direction.d @ (direction.jac - probe))
         if not math.isfinite(curvature):
@@ -113,8 +128,7 @@ class ExactStep:
             )
         return direction.slope / curvature
 
-    def check(self, direction: _Direction, jac: Doubles) -> None:
-        """Ends the minimisation if the gradient after the step is not orthogonal to it."""
+    def _check(self, direction: _Direction, jac: Doubles) -> None:
         left = float(jac @ direction.d)
         if abs(left) > 1e-3 * direction.slope:
             raise _Stop(
@@ -125,7 +139,7 @@ class ExactStep:
 
 
 @dataclass(frozen=True)
-class Backtracking:
+class Backtracking(_Step):
     """The first of initial, initial shrink, initial shrink², ... times G^-1 g that is good enough.
 
     Good enough is a decrease of more than `decrease` times the one that the gradient promises
@@ -148,9 +162,7 @@ class Backtracking:
         # The core's search has the rules for the others.
         _core.LineSearch(self.shrink, self.max_backtracks, self.decrease)
 
-    def length(self, direction: _Direction) -> float:
-        """Multiples of the natural gradient."""
-
+    def _length(self, direction: _Direction) -> float:
         def evaluate(fraction: float) -> tuple[float, float]:
             candidate = direction.x - fraction * self.initial * direction.d
             return direction.fun - direction.objective.fun(candidate), 0.0
@@ -179,7 +191,7 @@ class Backtracking:
 
 
 @dataclass(frozen=True)
-class TrustRegion:
+class TrustRegion(_Step):
     """A step of given length in the metric, d = G^-1 g scaled to it (docs/math.md, eq. 42).
 
     One of three says how long; documents differ (docs/conventions.md):
@@ -210,8 +222,10 @@ class TrustRegion:
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay is {self.decay!r}; wanted 0 to 1")
 
-    def length(self, direction: _Direction) -> float:
-        """Multiples of the natural gradient."""
+    def _may_cycle(self) -> bool:
+        return self.decay == 0
+
+    def _length(self, direction: _Direction) -> float:
         if self.radius is not None:
             radius = self.radius
         elif self.delta is not None:
@@ -314,8 +328,6 @@ def minimize(
         if not np.isfinite(metric).all():
             raise ValueError("metric has entries that are not finite")
 
-    # Other steps shrink as they have to, and no cycle of theirs lasts.
-    never_shorter = isinstance(step, FixedStep) or getattr(step, "decay", 1.0) == 0.0
     objective = _Objective(fun, jac)
     value, gradient = objective(x)
     decrement = math.nan
@@ -341,7 +353,7 @@ def minimize(
                     MinimizeStatus.CONVERGED,
                     f"the natural gradient's length, {decrement:.3g}, is at most {tol:g}",
                 )
-            if len(visited) > _CYCLE and never_shorter:
+            if len(visited) > _CYCLE and step._may_cycle():
                 _check_for_a_cycle(G, visited, best)
             if iteration == max_iterations:
                 raise _Stop(
@@ -350,7 +362,7 @@ def minimize(
                     f"more than {tol:g}",
                 )
             direction = _Direction(x, value, gradient, d, slope, norm, iteration, objective)
-            candidate = x - step.length(direction) * d
+            candidate = x - step._length(direction) * d
             candidate_value, candidate_gradient = objective(candidate)
             if not (math.isfinite(candidate_value) and np.isfinite(candidate_gradient).all()):
                 raise _Stop(
@@ -358,8 +370,7 @@ def minimize(
                     f"fun is {candidate_value} with gradient {candidate_gradient} at "
                     f"{candidate}, one step further",
                 )
-            if isinstance(step, ExactStep):
-                step.check(direction, candidate_gradient)
+            step._check(direction, candidate_gradient)
             if len(visited) > _CYCLE:
                 best = min(best, visited[0][0])
             x, value, gradient = candidate, candidate_value, candidate_gradient

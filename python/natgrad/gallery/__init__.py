@@ -56,8 +56,17 @@ class Picture:
 
 
 def pictures() -> dict[str, Picture]:
-    """All pictures by their names, in the order of the page."""
-    modules = [importlib.import_module(f"natgrad.gallery.{name}") for name in MODULES]
+    """All pictures by their names, in the order of the page.
+
+    Raises:
+        ImportError: matplotlib or SciPy is not installed.
+    """
+    try:
+        modules = [importlib.import_module(f"natgrad.gallery.{name}") for name in MODULES]
+    except ImportError as error:
+        raise ImportError(
+            f"the gallery needs matplotlib and SciPy: pip install 'natgrad[gallery]' ({error})"
+        ) from error
     return {picture.name: picture for module in modules for picture in module.PICTURES}
 
 
@@ -81,15 +90,10 @@ def write(
         ImportError: matplotlib or SciPy is not installed.
         ValueError: a name of no picture; a folder that cannot be written to.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+    known = pictures()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-        known = pictures()
-    except ImportError as error:
-        raise ImportError(
-            f"the gallery needs matplotlib and SciPy: pip install 'natgrad[gallery]' ({error})"
-        ) from error
     for name in names:
         if name not in known:
             raise ValueError(f"no picture is called {name!r}; wanted one of {', '.join(known)}")
