@@ -56,7 +56,7 @@ def test_a_picture_is_a_file_with_its_data_beside_it(written, name):
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_the_page_shows_a_picture_with_its_caption_and_links_its_data(written, name):
-    page = (written / "index.html").read_text()
+    page = (written / "index.html").read_text(encoding="utf-8")
     section = page[page.index(f'<section id="{name}">') :]
     section = section[: section.index("</section>")]
     for text in (f'src="{name}.png"', "What to see", "Settings", "Source"):

@@ -289,8 +289,9 @@ def minimize(
 
     Returns:
         SciPy's OptimizeResult: x, fun, jac, success, status (`MinimizeStatus`), message, nit, nfev,
-        njev, and decrement, the natural gradient's length. x is the last iterate at which all was
-        finite; after LIMIT_CYCLE, the best of the cycle.
+        njev, and decrement, the natural gradient's length at the last iterate, infinite where there
+        is none. x is the last iterate at which all was finite; after LIMIT_CYCLE, the best of the
+        cycle.
 
     Raises:
         ImportError: SciPy is not installed.
@@ -330,7 +331,7 @@ def minimize(
 
     objective = _Objective(fun, jac)
     value, gradient = objective(x)
-    decrement = math.nan
+    decrement = math.inf
     visited: deque[tuple[float, Doubles]] = deque(maxlen=_CYCLE + 1)
     best = math.inf
     iteration = 0
@@ -343,11 +344,13 @@ def minimize(
             slope = float(gradient @ d)
             decrement = math.sqrt(max(slope, 0.0))
             if callback is not None:
-                callback(
-                    OptimizeResult(
-                        x=x.copy(), fun=value, jac=gradient, decrement=decrement, nit=iteration
-                    )
+                now = OptimizeResult(
+                    x=x.copy(), fun=value, jac=gradient, decrement=decrement, nit=iteration
                 )
+                try:
+                    callback(now)
+                except StopIteration:
+                    raise _Stop(MinimizeStatus.STOPPED, "the callback asked for it") from None
             if decrement <= tol:
                 raise _Stop(
                     MinimizeStatus.CONVERGED,
@@ -378,8 +381,6 @@ def minimize(
             iteration += 1
     except _Stop as stop:
         status, message = stop.status, stop.message
-    except StopIteration:
-        status, message = MinimizeStatus.STOPPED, "the callback asked to stop"
     if status is MinimizeStatus.LIMIT_CYCLE:
         value, x = min(visited, key=lambda point: point[0])
         gradient = objective.jac(x)
@@ -408,7 +409,7 @@ class _Objective:
     def __call__(self, x: Doubles) -> tuple[float, Doubles]:
         """Value and gradient, which is not asked for where the value is not finite."""
         value = self.fun(x)
-        return value, self.jac(x) if math.isfinite(value) else np.full(x.shape, np.nan)
+        return value, self.jac(x) if math.isfinite(value) else np.full(x.shape, np.inf)
 
     def fun(self, x: Doubles) -> float:
         self.nfev += 1

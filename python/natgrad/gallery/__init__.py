@@ -116,7 +116,7 @@ def write(
                 FigureCanvasAgg(figure)
                 picture.draw(tables, figure)
                 figure.savefig(folder / f"{picture.name}.png", dpi=120)
-        page.write_text(_page(sections))
+        page.write_text(_page(sections), encoding="utf-8")
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(f"cannot write to {str(folder)!r}: {reason}") from error

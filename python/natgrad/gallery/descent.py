@@ -363,7 +363,7 @@ PICTURES = (
     ),
     Picture(
         name="figure-3",
-        title="The gradients behind it",
+        title="The gradients behind Figure 2",
         source="the paper, Figure 3",
         shows=(
             "Descent directions of the mean loss, each field to its own scale. The gradients near "

@@ -234,7 +234,7 @@ PICTURES = (
     ),
     Picture(
         name="invariance-nonlinear",
-        title="And on nonlinear coordinates only by the square of a step",
+        title="Nonlinear coordinates matter by the square of a step",
         source="the article, on invariance; the note",
         shows=(
             "(μ, σ) against (μ, log σ). One natural step ends at points that are apart by the "
@@ -256,7 +256,7 @@ PICTURES = (
     ),
     Picture(
         name="invariance-damping",
-        title="Damping breaks it, unless it is carried along",
+        title="Damping breaks invariance, unless it is carried along",
         source="the slides' summary, on invariance",
         shows=(
             "A natural step of a policy network in its parameters θ and in φ with θ = Aφ. With λI "
