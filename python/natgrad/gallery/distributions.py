@@ -4,11 +4,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-import natgrad
-from natgrad import metrics
+from natgrad import _core, metrics
 from natgrad.families import Gaussian
 from natgrad.gallery import Picture, Tables
 from natgrad.gallery.descent import DATA, FAMILY, MEAN_LOSS, OPTIMUM
+from natgrad.policy import Policy
 
 # Figure 1: near and far -------------------------------------------------------------------------
 
@@ -95,16 +95,16 @@ def empirical_fisher() -> Tables:
 
     # A policy network on observations, with actions of its own and with somebody else's.
     random = np.random.default_rng(0)
-    policy = natgrad.Policy(4, natgrad.Categorical(3), hidden=(8,), dtype="float64", seed=0)
+    policy = Policy(4, _core.Categorical(3), hidden=(8,), dtype="float64", seed=0)
     policy.parameters = 0.5 * random.normal(size=policy.parameters.size)
     observations = random.normal(size=(COUNTS[-1], 4))
-    own, _ = policy.sample(observations, natgrad.Rng(0))
+    own, _ = policy.sample(observations, _core.Rng(0))
     others = np.argmax(observations[:, :3], axis=1)
     errors: dict[str, list[float]] = {"own": [], "others": []}
     for n in COUNTS:
-        exact = natgrad.Fisher(policy, observations[:n]).to_dense()
+        exact = _core.Fisher(policy, observations[:n]).to_dense()
         for name, actions in (("own", own), ("others", others)):
-            given = natgrad.Fisher(
+            given = _core.Fisher(
                 policy, observations[:n], kind="empirical", actions=actions[:n]
             ).to_dense()
             errors[name].append(float(np.linalg.norm(given - exact) / np.linalg.norm(exact)))

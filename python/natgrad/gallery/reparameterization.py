@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-import natgrad
-from natgrad import metrics
+from natgrad import _core, metrics
 from natgrad.families import Gaussian, NegativeLogLikelihood
 from natgrad.gallery import Picture, Tables
 from natgrad.gallery.descent import DATA, FAMILY, MEAN_LOSS, columns, descend, draw_loss
 from natgrad.optimize import FixedStep, TrustRegion
+from natgrad.policy import Policy
 
 Doubles = NDArray[np.float64]
 
@@ -152,13 +152,13 @@ CG_PRODUCTS = 10
 def damping() -> Tables:
     """One natural step of a small policy, in its parameters and in other coordinates."""
     random = np.random.default_rng(0)
-    policy = natgrad.Policy(2, natgrad.DiagonalGaussian(1), hidden=(4,), dtype="float64", seed=0)
+    policy = Policy(2, _core.DiagonalGaussian(1), hidden=(4,), dtype="float64", seed=0)
     size = policy.parameters.size
     policy.parameters = random.normal(size=size) * 0.7
     observations = random.normal(size=(400, 2))
-    actions, _ = policy.sample(observations, natgrad.Rng(0))
+    actions, _ = policy.sample(observations, _core.Rng(0))
     advantages = -((actions[:, 0] - observations.sum(axis=1)) ** 2)
-    F = natgrad.Fisher(policy, observations).to_dense()
+    F = _core.Fisher(policy, observations).to_dense()
     g = np.asarray(policy.score(observations, actions, advantages - advantages.mean()), np.float64)
     # theta = A phi: well conditioned, so that only damping can make a difference.
     orthogonal = np.linalg.qr(random.normal(size=(size, size)))[0]
@@ -175,10 +175,8 @@ def damping() -> Tables:
         step = np.linalg.solve(F + x * np.eye(size), g)
         identity = np.linalg.solve(F_phi + x * np.eye(size), g_phi)
         carried = np.linalg.solve(F_phi + x * A.T @ A, g_phi)
-        few = natgrad.conjugate_gradient(F + x * np.eye(size), g, max_iterations=CG_PRODUCTS).x
-        few_phi = natgrad.conjugate_gradient(
-            F_phi + x * A.T @ A, g_phi, max_iterations=CG_PRODUCTS
-        ).x
+        few = _core.conjugate_gradient(F + x * np.eye(size), g, max_iterations=CG_PRODUCTS).x
+        few_phi = _core.conjugate_gradient(F_phi + x * A.T @ A, g_phi, max_iterations=CG_PRODUCTS).x
         rows.append([gap(step, identity), gap(step, carried), gap(few, few_phi)])
     undamped = gap(np.linalg.solve(F, g), np.linalg.solve(F_phi, g_phi))
     identity_gap, carried_gap, cg_gap = np.array(rows).T
