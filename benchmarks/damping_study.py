@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import natgrad
+from natgrad.statistics import bootstrap_interval, interquartile_mean
 
 TASKS = {
     "CartPole-v1": 60_000,
@@ -91,25 +92,6 @@ def train(task: str, steps: int, options: dict[str, Any], seed: int) -> Row:
     }
 
 
-def interquartile_mean(values: NDArray[Any]) -> NDArray[Any]:
-    """Mean of the middle half along the last axis, its ends counted in part."""
-    n = values.shape[-1]
-    below = np.arange(n)
-    share = np.clip(0.75 * n - below, 0, 1) - np.clip(0.25 * n - below, 0, 1)
-    middle: NDArray[Any] = np.sort(values, axis=-1) @ share / share.sum()
-    return middle
-
-
-def with_interval(tasks: list[NDArray[Any]]) -> tuple[float, float, float]:
-    """Interquartile mean of the runs (one array a task) and its 95 % bootstrap interval."""
-    rng = np.random.default_rng(0)
-    samples = np.concatenate(
-        [values[rng.integers(0, len(values), (2000, len(values)))] for values in tasks], axis=1
-    )
-    low, high = np.quantile(interquartile_mean(samples), [0.025, 0.975])
-    return float(interquartile_mean(np.concatenate(tasks))), float(low), float(high)
-
-
 def summarise(rows: list[Row], settings: list[tuple[str, str]]) -> None:
     """A table for each task, then one over all."""
 
@@ -119,7 +101,8 @@ def summarise(rows: list[Row], settings: list[tuple[str, str]]) -> None:
         return np.array([float(row[column]) for row in mine])
 
     def line(setting: tuple[str, str], returns: list[NDArray[Any]], *columns: float) -> None:
-        middle, low, high = with_interval(returns)
+        middle = interquartile_mean(np.concatenate(returns))
+        low, high = bootstrap_interval(returns)
         name = f"{setting[0]}, {setting[1]}"
         print(f"  {name:40}{middle:10.4g}  {low:9.4g} to {high:9.4g}", end="")
         print("".join(f"{value:10.3g}" for value in columns))

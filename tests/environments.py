@@ -283,7 +283,7 @@ def popen(*arguments, **keywords):
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=keywords.pop("stderr", subprocess.PIPE),
         text=True,
         start_new_session=True,
         env=environment,

@@ -1,14 +1,20 @@
 """Agents: they learn, every option counts, and the same seed means the same bits."""
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
+import os
+import pty
 import re
 import signal
+import struct
+import termios
 import threading
 
 import numpy as np
 import pytest
-from environments import SMALL, Counting, Random, Trouble, contents, parameters
+from environments import SMALL, Counting, Random, Trouble, contents, parameters, popen
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import natgrad
@@ -697,8 +703,28 @@ def test_the_progress_bar_is_on_stderr_and_reaches_its_end(capfd):
     natgrad.TRPO(Random, **SMALL).learn(256, progress_bar=True)
     output, errors = capfd.readouterr()
     assert output == ""
-    assert "256/256" in errors.rpartition("\r")[2]
-    assert "return " in errors
+    last = errors.rpartition("\r")[2]
+    assert "256/256" in last
+    for part in ("return ", " kl ", " cg ", "/s ", " left"):
+        assert part in last
+
+
+def test_the_progress_bar_fits_into_80_columns():
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    code = "natgrad.TRPO(Random, **SMALL).learn(1000, progress_bar=True)"
+    process = popen("-c", f"import natgrad; from environments import *; {code}", stderr=theirs)
+    os.close(theirs)
+    text = b""
+    with contextlib.suppress(OSError):  # what a terminal says when nobody is left
+        while part := os.read(ours, 4096):
+            text += part
+    os.close(ours)
+    assert process.wait() == 0
+    lines = [line for line in re.split("[\r\n]+", text.decode()) if line.strip()]
+    assert all(len(line) <= 80 for line in lines), lines
+    assert "1.00k/1.00k" in lines[-1]  # the last update goes beyond, the bar does not
+    assert "█" in lines[-1]
 
 
 def test_the_table_is_on_stdout_with_every_number(capfd):

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from environments import SMALL, Counting, Random, kill, popen, run
+from environments import SMALL, Counting, Random, contents, kill, popen, run
 
 import natgrad
 from natgrad import runs
@@ -224,6 +224,23 @@ def test_a_killed_run_is_continued_without_duplicates_or_gaps(tmp_path):
     resumed = natgrad.TRPO.load(tmp_path, Random)
     resumed.learn(64 * 5, run_dir=tmp_path)
     check_complete(tmp_path, resumed.num_updates)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    agent = learn(whole, 2)
+    learn(broken, 2)
+    for path in broken.rglob("*"):
+        if path.is_file() and path.name != "config.json":
+            path.unlink()
+    resumed = natgrad.TRPO.load(broken, Random)
+    assert resumed.num_timesteps == 0
+    resumed.learn(agent.num_timesteps, run_dir=broken)
+    check_complete(broken, 2)
+    assert contents(resumed) == contents(agent)
+    with pytest.raises(natgrad.CheckpointError, match="an agent of TRPO, not of REINFORCE"):
+        (broken / "checkpoints").rename(broken / "elsewhere")
+        natgrad.REINFORCE.load(broken, Random)
 
 
 def test_a_row_that_was_cut_off_is_dropped(tmp_path):

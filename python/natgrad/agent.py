@@ -20,7 +20,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from natgrad import _core, checkpoint, runs
+from natgrad import _core, checkpoint, presets, runs
 from natgrad.batch import Batch
 from natgrad.callbacks import CallbackLike, Callbacks, LogTable, ProgressBar
 from natgrad.checkpoint import CheckpointError
@@ -70,8 +70,9 @@ class Agent(ABC):
 
     Args:
         env: id of a registered environment, a function that makes one, or a gymnasium `VectorEnv`.
-        config: all options at once, instead of `options`.
-        **options: fields of `config_class`.
+        config: all options at once, instead of `options`; presets do not count.
+        **options: fields of `config_class`. What is not given comes from the preset of the
+            environment's id (`natgrad presets`), if there is one, then from the class.
 
     Attributes:
         config: the options.
@@ -96,7 +97,8 @@ class Agent(ABC):
         self, env: EnvironmentLike, config: AgentConfig | None = None, **options: Any
     ) -> None:
         if config is None:
-            config = self.config_class.from_options(options)
+            preset = presets.options(env, self.config_class) if isinstance(env, str) else {}
+            config = self.config_class.from_options({**preset, **options})
         elif options or type(config) is not self.config_class:
             raise TypeError(
                 f"config is a {type(config).__name__} with {len(options)} options besides; wanted "
@@ -431,6 +433,8 @@ class Agent(ABC):
     def load(cls, path: str | os.PathLike[str], env: EnvironmentLike | None = None) -> Self:
         """Reads an agent from a checkpoint, or from the newest sound one in a run's folder.
 
+        A run that died before it wrote the first one begins again, as config.json says.
+
         Args:
             path: a file written by `save`, or the folder of a run.
             env: like that of the constructor; None makes it by the id in the checkpoint.
@@ -443,7 +447,12 @@ class Agent(ABC):
         path = Path(path)
         if not path.is_dir():
             return cls._load_file(path, env)
-        for candidate in reversed(runs.checkpoints(path)):
+        candidates = runs.checkpoints(path)
+        if not candidates and runs.has_config(path):
+            agent = cls._begin_again(path, env)
+            agent._run = path.resolve()
+            return agent
+        for candidate in reversed(candidates):
             try:
                 agent = cls._load_file(candidate, env)
                 agent._run = path.resolve()
@@ -453,13 +462,26 @@ class Agent(ABC):
         raise CheckpointError(f"{str(path)!r} has no sound checkpoint in its folder checkpoints/")
 
     @classmethod
+    def _begin_again(cls, folder: Path, env: EnvironmentLike | None) -> Self:
+        identity = runs.read_config(folder)
+        with _refusing_misfits(folder):
+            actual, config = cls._described(identity)
+            return actual(_environment(identity, env), config)
+
+    @classmethod
+    def _described(cls, identity: Mapping[str, Any]) -> tuple[type[Self], AgentConfig]:
+        """Class and options of the agent that `_identity` speaks of."""
+        actual = ALGORITHMS[identity["algorithm"]]
+        if not issubclass(actual, cls):
+            raise ValueError(f"it is an agent of {actual.__name__}, not of {cls.__name__}")
+        config = actual.config_class.from_options(identity["config"])
+        return actual, config  # type: ignore[return-value]
+
+    @classmethod
     def _load_file(cls, path: Path, env: EnvironmentLike | None) -> Self:
         metadata = checkpoint.read_metadata(path)
         with _refusing_misfits(path):
-            actual = ALGORITHMS[metadata["algorithm"]]
-            config = actual.config_class.from_options(metadata["config"])
-            if not issubclass(actual, cls):
-                raise ValueError(f"it is an agent of {actual.__name__}, not of {cls.__name__}")
+            actual, config = cls._described(metadata)
             # Before anything is built: what is not in the file shall not be allocated on its word.
             weights = [config.n_envs]
             for layers in (config.hidden, config.critic_hidden):
@@ -467,11 +489,7 @@ class Agent(ABC):
                 weights += [rows * columns for rows, columns in itertools.pairwise(sizes)]
             if max(weights) > path.stat().st_size:
                 raise ValueError("its options need more parameters than the file has bytes")
-            if env is None:
-                env = metadata["env_id"]
-                if not isinstance(env, str) or ":" in env:
-                    # gymnasium imports what is before a colon, which a file shall not make it do.
-                    raise ValueError(f"its environment {env!r} has to be passed as `env`")
+            env = _environment(metadata, env)
         agent = actual(env, config)
         with _refusing_misfits(path):
             for name, ours in agent._architecture().items():
@@ -485,7 +503,7 @@ class Agent(ABC):
                 if (arrays[name] < 0).any():
                     raise ValueError(f"its array {name!r} has negative elements")
             agent._restore(progress, arrays)
-        return agent  # type: ignore[return-value]
+        return agent
 
     def _architecture(self) -> dict[str, dict[str, Any]]:
         """What has to agree for parameters to mean the same; the seed is that of fixed features."""
@@ -698,6 +716,17 @@ class _Signals(AbstractContextManager["_Signals"]):
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+
+
+def _environment(identity: Mapping[str, Any], env: EnvironmentLike | None) -> EnvironmentLike:
+    """`env`, or what `Agent._identity` says of it."""
+    if env is not None:
+        return env
+    name = identity["env_id"]
+    if not isinstance(name, str) or ":" in name:
+        # gymnasium imports what is before a colon, which a file shall not make it do.
+        raise ValueError(f"its environment {name!r} has to be passed as `env`")
+    return name
 
 
 def _check_progress(progress: Mapping[str, Any]) -> None:

@@ -128,11 +128,16 @@ class LogTable(Callback):
 
 
 class ProgressBar(Callback):
-    """Shows steps, steps per second and mean return on stderr.
+    """Shows on stderr, in one line of 80 columns, how far training is and how it goes.
+
+    Part done, steps, steps per second, time left; then mean return, KL divergence of the update in
+    nats, and the relative residual at which its solve stopped.
 
     Args:
         goal: environment steps at which the bar is full.
     """
+
+    FORMAT = "{percentage:3.0f}%|{bar}|{n_fmt}/{total_fmt} {rate_fmt} {remaining} left{postfix}"
 
     def __init__(self, goal: int) -> None:
         self._goal = goal
@@ -143,16 +148,19 @@ class ProgressBar(Callback):
         self._bar = tqdm(
             total=self._goal,
             initial=agent.num_timesteps,
-            unit="step",
+            unit="",
             unit_scale=True,
             dynamic_ncols=True,
+            bar_format=self.FORMAT,
         )
 
     def on_update_end(self, agent: Learner, log: dict[str, Scalar]) -> None:
         """Moves the bar on."""
+        shown = f"kl {log['train/kl_divergence_loss']:.1e} cg {log['train/cg_residual']:.0e}"
         if "rollout/ep_rew_mean" in log:
-            self._bar.set_postfix_str(f"return {log['rollout/ep_rew_mean']:.5g}", refresh=False)
-        self._bar.update(agent.num_timesteps - self._bar.n)
+            shown = f"return {log['rollout/ep_rew_mean']:.5g} {shown}"
+        self._bar.set_postfix_str(shown, refresh=False)
+        self._bar.update(min(agent.num_timesteps, self._goal) - self._bar.n)
 
     def on_training_end(self, agent: Learner) -> None:
         """Leaves the bar as it is."""

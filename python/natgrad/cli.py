@@ -1,10 +1,12 @@
-"""The command `natgrad`: train, eval, enjoy, plot, bench, gallery."""
+"""The command `natgrad`: train, presets, eval, enjoy, plot, bench, gallery."""
 
 import argparse
 import dataclasses
 import json
+import os
 import signal
 import sys
+import textwrap
 import typing
 import warnings
 from collections.abc import Callable, Sequence
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     from natgrad import agent as agents
-    from natgrad import runs
+    from natgrad import presets, runs
     from natgrad.callbacks import Callback, StopOnReturn
     from natgrad.evaluation import evaluate
 
@@ -70,6 +72,7 @@ def _train(arguments: argparse.Namespace) -> int:
     options = {name: value for name, value in vars(arguments).items() if name in names}
     if arguments.resume is not None:
         given = sorted(options) + [x for x in ("env", "algo", "run_dir") if getattr(arguments, x)]
+        given += [] if arguments.preset else ["no_preset"]
         if given:
             raise UsageError(f"--resume takes a run as it is; drop {', '.join(given)}")
         folder = Path(arguments.resume)
@@ -78,13 +81,17 @@ def _train(arguments: argparse.Namespace) -> int:
     else:
         if arguments.env is None:
             raise UsageError("train needs an environment, such as CartPole-v1, or --resume RUN")
-        algorithm = arguments.algo or "trpo"
-        agent = agents.ALGORITHMS[algorithm](arguments.env, **options)
-        goal = arguments.steps or DEFAULT_STEPS
+        algorithm = agents.ALGORITHMS[arguments.algo or "trpo"]
+        if arguments.preset:
+            agent = algorithm(arguments.env, **options)
+            goal = arguments.steps or presets.steps(arguments.env) or DEFAULT_STEPS
+        else:
+            agent = algorithm(arguments.env, algorithm.config_class.from_options(options))
+            goal = arguments.steps or DEFAULT_STEPS
         if arguments.run_dir is not None:
             folder = Path(arguments.run_dir)
         else:
-            folder = runs.fresh_folder(agent.env_id, algorithm, agent.config.seed)
+            folder = runs.fresh_folder(agent.env_id, agent.algorithm, agent.config.seed)
 
     before = agent.num_timesteps
     callbacks: list[Callback] = []
@@ -120,6 +127,34 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _presets(arguments: argparse.Namespace) -> int:
+    from natgrad import presets
+
+    known = presets.names()
+    for name in arguments.env or known:
+        if name not in known:
+            raise UsageError(f"no preset for {name!r}; there are {', '.join(known)}")
+        options = presets.options(name, TRPOConfig)
+        print(f"{name}  --steps {presets.steps(name)}")
+        # A null keeps an option and its value on one line.
+        words = (_argument(option, value).replace(" ", "\0") for option, value in options.items())
+        for line in textwrap.wrap(" ".join(words), 76, break_on_hyphens=False):
+            print("   ", line.replace("\0", " "))
+    return 0
+
+
+def _argument(option: str, value: Any) -> str:
+    """An option as the command line takes it."""
+    flag = option.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    if isinstance(value, list | tuple):
+        return f"--{flag} {','.join(map(str, value)) or 'none'}"
+    if isinstance(value, dict):
+        return f"--{flag} '{json.dumps(value)}'"
+    return f"--{flag} {value}"
+
+
 def _eval(arguments: argparse.Namespace) -> int:
     from natgrad.evaluation import evaluate
 
@@ -136,6 +171,9 @@ def _eval(arguments: argparse.Namespace) -> int:
 def _enjoy(arguments: argparse.Namespace) -> int:
     from natgrad.evaluation import evaluate
 
+    displays = ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")
+    if arguments.gif is not None and not any(os.environ.get(name) for name in displays):
+        os.environ["MUJOCO_GL"] = "egl"  # MuJoCo's default cannot draw without a display
     agent = _loaded(arguments.path)
     animation = _Animation(arguments.max_frames) if arguments.gif is not None else None
     try:
@@ -286,7 +324,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--algo", choices=sorted(CONFIGS), help="update rule (default: trpo)")
     train.add_argument(
         "--steps", type=_count, metavar="N",
-        help=f"environment steps of the whole run (default: {DEFAULT_STEPS})",
+        help="environment steps of the whole run (default: of the preset, or "
+        f"{DEFAULT_STEPS})",
+    )  # fmt: skip
+    train.add_argument(
+        "--no-preset", dest="preset", action="store_false",
+        help="start from the defaults below, not from the environment's preset",
     )  # fmt: skip
     train.add_argument(
         "--target-return", type=float, metavar="R",
@@ -309,6 +352,16 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     train.add_argument("-v", "--verbose", action="store_true", help="print a table per update")
     _add_options(train)
+
+    presets = _command(
+        commands,
+        "presets",
+        _presets,
+        "list the settings that environments start from",
+        "Prints the settings that `natgrad train` and the agents take for an environment, where "
+        "nothing else is said, as options of `natgrad train`.",
+    )
+    presets.add_argument("env", nargs="*", metavar="ENV", help="(default: all that have one)")
 
     evaluation = _command(
         commands, "eval", _eval, "measure a trained agent", "Runs episodes with a trained agent."
@@ -339,8 +392,8 @@ def _parser() -> argparse.ArgumentParser:
         "plot",
         _plot,
         "draw learning curves",
-        "Draws the learning curves of runs. Runs of one environment and algorithm are averaged, "
-        "with a band of one standard deviation.",
+        "Draws the learning curves of runs. Those of one environment and algorithm are shown by "
+        "their interquartile mean, with a band of its 95 % bootstrap interval.",
     )
     plot.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
     plot.add_argument("-o", "--output", default="learning_curves.png", metavar="FILE",

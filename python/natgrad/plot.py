@@ -8,10 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from natgrad import runs
+from natgrad.statistics import bootstrap_interval, interquartile_mean
 
 __all__ = ["learning_curve", "plot"]
 
 POINTS = 200  # of a curve: more than a picture shows
+BOOTSTRAP_SAMPLES = 1000
+PANEL = 6.4, 4.2  # inches
+COLUMNS = 3  # of panels
 
 
 def learning_curve(
@@ -52,8 +56,8 @@ def plot(
 ) -> None:
     """Draws the learning curves of runs.
 
-    Runs of one environment and algorithm share a colour: their mean with a band of one standard
-    deviation, and each run as a thin line. Every environment has a panel of its own.
+    Runs of one environment and algorithm share a colour: their interquartile mean with its 95 %
+    bootstrap interval, and each run as a thin line. Every environment has a panel of its own.
 
     Args:
         folders: of runs.
@@ -78,10 +82,14 @@ def plot(
         groups = panels.setdefault(config["env_id"] or "custom environment", {})
         groups.setdefault(config["algorithm"], []).append(learning_curve(folder, window))
 
-    figure = Figure(figsize=(6.4 * len(panels), 4.2), layout="constrained")
+    columns = min(len(panels), COLUMNS)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (env_id, groups) in zip(axes, panels.items(), strict=True):
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (env_id, groups) in zip(axes, panels.items(), strict=False):
         for color, (algorithm, curves) in enumerate(groups.items()):
             style = {"color": f"C{color}"}
             label = algorithm.upper() + (f" ({len(curves)} runs)" if len(curves) > 1 else "")
@@ -93,11 +101,11 @@ def plot(
                 max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves), POINTS
             )
             on_grid = np.stack([np.interp(grid, steps, values) for steps, values in curves])
-            mean, std = on_grid.mean(axis=0), on_grid.std(axis=0)
-            axis.fill_between(grid, mean - std, mean + std, alpha=0.2, linewidth=0, **style)
+            low, high = bootstrap_interval([on_grid.T], samples=BOOTSTRAP_SAMPLES)
+            axis.fill_between(grid, low, high, alpha=0.2, linewidth=0, **style)
             for steps, values in curves:
                 axis.plot(steps, values, linewidth=0.6, alpha=0.5, **style)
-            axis.plot(grid, mean, linewidth=2, label=label, **style)
+            axis.plot(grid, interquartile_mean(on_grid.T), linewidth=2, label=label, **style)
         axis.set_title(env_id)
         axis.set_xlabel("environment steps")
         axis.set_ylabel(f"return, mean of {window} episodes")

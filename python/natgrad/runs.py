@@ -12,7 +12,7 @@ from typing import Any
 from natgrad.callbacks import Callback, CheckpointCallback
 from natgrad.logger import CsvSink, Monitor, Scalar, Sink, TensorBoardSink, rewrite
 
-__all__ = ["RunFolder", "checkpoints", "fresh_folder", "read_config"]
+__all__ = ["RunFolder", "checkpoints", "fresh_folder", "has_config", "read_config"]
 
 
 def fresh_folder(
@@ -35,6 +35,11 @@ def fresh_folder(
 def checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     return CheckpointCallback.files(Path(folder) / "checkpoints")
+
+
+def has_config(folder: str | os.PathLike[str]) -> bool:
+    """Whether a run has begun in this folder."""
+    return (Path(folder) / "config.json").exists()
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
