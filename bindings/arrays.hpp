@@ -129,7 +129,7 @@ Rows<T> rows_of(py::handle given, const std::string& name, Index columns, bool i
 template <class T>
 Array<T> actions_of(py::handle given, const Distribution& distribution, Index rows, bool single) {
   const std::string name = "actions";
-  const bool discrete = !std::holds_alternative<DiagonalGaussian>(distribution);
+  const bool discrete = is_discrete(distribution);
   const auto* categoricals = std::get_if<Categoricals>(&distribution);
   const Index width = action_size(distribution);
   const bool scalar = categoricals != nullptr && categoricals->single;
@@ -164,7 +164,7 @@ py::object actions_to_python(const Array<T>& actions, const Distribution& distri
                              bool single) {
   const auto* categoricals = std::get_if<Categoricals>(&distribution);
   py::array result = actions;
-  if (!std::holds_alternative<DiagonalGaussian>(distribution)) {
+  if (is_discrete(distribution)) {
     result = py::array_t<std::int64_t, py::array::forcecast>(result);
   }
   if (categoricals != nullptr && categoricals->single) {

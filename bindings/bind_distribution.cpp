@@ -9,6 +9,8 @@ struct PyCategorical : PyDistribution {};
 struct PyDiagonalGaussian : PyDistribution {};
 struct PyMultiCategorical : PyDistribution {};
 struct PyBernoulli : PyDistribution {};
+struct PySquashedGaussian : PyDistribution {};
+struct PyBeta : PyDistribution {};
 
 Rows<double> outputs_of(const PyDistribution& self, py::handle given, const std::string& name) {
   return rows_of<double>(given, name, parameter_size(self.distribution), false, false);
@@ -43,6 +45,87 @@ py::array_t<double> per_row_vector(const PyDistribution& self, const Rows<double
   return out;
 }
 
+// n finite numbers, given as such or as one for all.
+std::vector<double> bound_of(py::handle given, Index n, const std::string& name) {
+  const Array<double> a(numeric_array(given, name));
+  if (a.ndim() > 1 || (a.ndim() == 1 && a.shape(0) != n)) {
+    wrong_value(name, "want a number or shape (" + std::to_string(n) + ",), got " + shape_text(a));
+  }
+  require_finite(a, name);
+  std::vector<double> bound(static_cast<std::size_t>(n), *a.data());
+  if (a.ndim() == 1) std::copy_n(a.data(), n, bound.data());
+  return bound;
+}
+
+Bounds bounds_from(py::handle low, py::handle high, Index n) {
+  Bounds bounds{bound_of(low, n, "low"), bound_of(high, n, "high")};
+  for (std::size_t i = 0; i < bounds.low.size(); ++i) {
+    const double width = bounds.high[i] - bounds.low[i];
+    if (width > 0 && std::isfinite(width)) continue;
+    wrong_value("high", "want numbers above low, at a finite distance, got " +
+                            std::to_string(bounds.high[i]) + " above " +
+                            std::to_string(bounds.low[i]));
+  }
+  return bounds;
+}
+
+std::string bounds_text(const Bounds& bounds) {
+  return ", low=" + py::repr(py::cast(bounds.low)).cast<std::string>() +
+         ", high=" + py::repr(py::cast(bounds.high)).cast<std::string>() + ")";
+}
+
+// What distributions with bounds have in common.
+template <class Class>
+void bind_bounds(Class& cls) {
+  using Py = typename Class::type;
+  const auto vector = [](const std::vector<double>& bound) {
+    return py::array_t<double>(static_cast<py::ssize_t>(bound.size()), bound.data());
+  };
+  cls.def_property_readonly(
+         "low", [=](const Py& self) { return vector(bounds_of(self.distribution)->low); },
+         "(n,) float64, the least actions.")
+      .def_property_readonly(
+          "high", [=](const Py& self) { return vector(bounds_of(self.distribution)->high); },
+          "(n,) float64, the largest actions.")
+      .def(
+          "to_bounds",
+          [](const Py& self, py::handle given) {
+            const Index n = action_size(self.distribution);
+            const auto u = rows_of<double>(given, "actions", n);
+            py::array_t<double> out({u.count, n});
+            bounds_of(self.distribution)->apply(u.view(), out.mutable_data());
+            return u.drop_axis(std::move(out));
+          },
+          py::arg("actions"),
+          "(N, n) float64, what the environment takes for actions u: low + (high - low) (1 + tanh "
+          "u) / "
+          "2 (eq. 50).")
+      .def(
+          "from_bounds",
+          [](const Py& self, py::handle given) {
+            const Index n = action_size(self.distribution);
+            const auto a = rows_of<double>(given, "actions", n);
+            const Bounds& bounds = *bounds_of(self.distribution);
+            py::array_t<double> out({a.count, n});
+            for (Index k = 0; k < a.count * n; ++k) {
+              const auto i = static_cast<std::size_t>(k % n);
+              const double at = a.array.data()[k];
+              if (!(at >= bounds.low[i] && at <= bounds.high[i])) {
+                wrong_value("actions[" + std::to_string(k / n) + ", " + std::to_string(i) + "]",
+                            "want a number from " + std::to_string(bounds.low[i]) + " to " +
+                                std::to_string(bounds.high[i]) + ", got " + std::to_string(at));
+              }
+              out.mutable_data()[k] = bounds.invert(at, i);
+            }
+            return a.drop_axis(std::move(out));
+          },
+          py::arg("actions"),
+          R"((N, n) float64, the actions u of what an environment took.
+
+For data that others collected: what was sampled here is better kept as u. An action on a bound, or nearer
+to it than the double precision of the width, counts as u = -19 or 19. Raises ValueError beyond the bounds.)");
+}
+
 }  // namespace
 
 void bind_distribution(py::module_& m) {
@@ -59,10 +142,7 @@ not finite, and TypeError for a dtype that is not numeric.)")
           "action_size", [](const PyDistribution& d) { return action_size(d.distribution); },
           "Number of values in one action.")
       .def_property_readonly(
-          "discrete",
-          [](const PyDistribution& d) {
-            return !std::holds_alternative<DiagonalGaussian>(d.distribution);
-          },
+          "discrete", [](const PyDistribution& d) { return is_discrete(d.distribution); },
           "True if actions are integers.")
       .def(
           "sample",
@@ -85,7 +165,8 @@ not finite, and TypeError for a dtype that is not numeric.)")
                 [](const auto& d, const double* y, Index, double* out) { d.mode(y, out); });
             return actions_to_python<double>(Array<double>(actions), self.distribution, false);
           },
-          py::arg("outputs"), "The most probable action of each row.")
+          py::arg("outputs"),
+          "The most probable action of each row; between bounds, the most probable u.")
       .def(
           "log_prob",
           [](const PyDistribution& self, py::handle given, py::handle given_actions) {
@@ -104,7 +185,7 @@ not finite, and TypeError for a dtype that is not numeric.)")
             return per_row(self, outputs_of(self, given, "outputs"),
                            [](const auto& d, const double* y, Index) { return d.entropy(y); });
           },
-          py::arg("outputs"), "(N,) entropy in nats; differential entropy for a Gaussian.")
+          py::arg("outputs"), "(N,) entropy in nats; differential entropy of continuous actions.")
       .def(
           "kl",
           [](const PyDistribution& self, py::handle given_old, py::handle given) {
@@ -146,7 +227,7 @@ not finite, and TypeError for a dtype that is not numeric.)")
             return flat.reshape({outputs.count, k, k});
           },
           py::arg("outputs"),
-          "(N, K, K) Fisher information M in the distribution's own parameters (eq. 5 to 7).")
+          "(N, K, K) Fisher information M in the distribution's own parameters (eq. 5 to 7, 56).")
       .def(
           "fisher_product",
           [](const PyDistribution& self, py::handle given, py::handle given_u) {
@@ -156,7 +237,7 @@ not finite, and TypeError for a dtype that is not numeric.)")
               wrong_value("u", "want " + std::to_string(outputs.count) + " rows, got " +
                                    std::to_string(u.count));
             }
-            std::vector<double> s(static_cast<std::size_t>(outputs.columns));
+            std::vector<double> s(static_cast<std::size_t>(curvature_size(self.distribution)));
             return per_row_vector(self, outputs, outputs.columns,
                                   [&](const auto& d, const double* y, Index n, double* out) {
                                     d.curvature(y, s.data());
@@ -250,6 +331,77 @@ Raises ValueError unless n >= 1.)")
       .def("__repr__", [](const PyBernoulli& self) {
         return "Bernoulli(" + std::to_string(action_size(self.distribution)) + ")";
       });
+
+  py::class_<PySquashedGaussian, PyDistribution> squashed(
+      m, "SquashedGaussian", py::is_final(),
+      R"(n independent normal variables u under low + (high - low) (1 + tanh u) / 2; K = 2 n.
+
+The parameters are those of a `DiagonalGaussian`, and so are score, divergence and Fisher information:
+none of them changes under an invertible map of the action.
+
+Actions here are (N, n) of u, which has no bounds; `to_bounds` makes of them what the environment takes. An
+action near a bound has lost the digits that tell how near it is, u has not. log_prob is the density of
+the action between the bounds (eq. 52). Its entropy has no closed form: `entropy` integrates numerically, to
+1e-12 for deviations up to 64 (eq. 55), and an update reports an estimate from the actions taken.
+
+Parameters
+----------
+n : int
+state_dependent_std : bool
+    As for `DiagonalGaussian`.
+low, high : float or (n,)
+    Bounds of the actions.
+
+Raises ValueError unless n >= 1 and low < high, both finite.)");
+  squashed
+      .def(py::init([](Index n, bool state_dependent_std, py::handle low, py::handle high) {
+             size_of(n, "n");
+             return PySquashedGaussian{
+                 {DiagonalGaussian{n, state_dependent_std, bounds_from(low, high, n)}}};
+           }),
+           py::arg("n"), py::arg("state_dependent_std") = false, py::arg("low") = -1.0,
+           py::arg("high") = 1.0)
+      .def_property_readonly(
+          "state_dependent_std",
+          [](const PySquashedGaussian& self) {
+            return std::get<DiagonalGaussian>(self.distribution).state_dependent_std;
+          },
+          "Whether the network computes the log standard deviations.")
+      .def("__repr__", [](const PySquashedGaussian& self) {
+        const auto& d = std::get<DiagonalGaussian>(self.distribution);
+        return "SquashedGaussian(" + std::to_string(d.n) +
+               (d.state_dependent_std ? ", state_dependent_std=True" : "") + bounds_text(*d.bounds);
+      });
+  bind_bounds(squashed);
+
+  py::class_<PyBeta, PyDistribution> beta(
+      m, "Beta", py::is_final(),
+      R"(n independent Beta variables x under low + (high - low) x (Chou et al. 2017); K = 2 n.
+
+The first n parameters y give alpha = 1 + softplus(y), the others beta: both above 1, so that there is one
+mode. The policy is nearly uniform where all are near 0, as in a new one.
+
+Actions here are (N, n) of u = artanh(2 x - 1), which has no bounds; `to_bounds` makes of them what the
+environment takes. log_prob is the density of the action between the bounds (eq. 53); the mode is that
+of the density of u, where x has its mean alpha / (alpha + beta).
+
+Parameters
+----------
+n : int
+low, high : float or (n,)
+    Bounds of the actions.
+
+Raises ValueError unless n >= 1 and low < high, both finite.)");
+  beta.def(py::init([](Index n, py::handle low, py::handle high) {
+             size_of(n, "n");
+             return PyBeta{{Beta{n, bounds_from(low, high, n)}}};
+           }),
+           py::arg("n"), py::arg("low") = -1.0, py::arg("high") = 1.0)
+      .def("__repr__", [](const PyBeta& self) {
+        const auto& d = std::get<Beta>(self.distribution);
+        return "Beta(" + std::to_string(d.n) + bounds_text(d.bounds);
+      });
+  bind_bounds(beta);
 }
 
 }  // namespace natgrad::bindings

@@ -11,8 +11,18 @@ py::dict distribution_config(const Distribution& distribution) {
     return py::dict("name"_a = "MultiCategorical", "sizes"_a = c->sizes);
   }
   if (const auto* g = std::get_if<DiagonalGaussian>(&distribution)) {
-    return py::dict("name"_a = "DiagonalGaussian", "n"_a = g->n,
+    py::dict config("name"_a = "DiagonalGaussian", "n"_a = g->n,
                     "state_dependent_std"_a = g->state_dependent_std);
+    if (g->bounds) {
+      config["name"] = "SquashedGaussian";
+      config["low"] = g->bounds->low;
+      config["high"] = g->bounds->high;
+    }
+    return config;
+  }
+  if (const auto* b = std::get_if<Beta>(&distribution)) {
+    return py::dict("name"_a = "Beta", "n"_a = b->n, "low"_a = b->bounds.low,
+                    "high"_a = b->bounds.high);
   }
   return py::dict("name"_a = "Bernoulli", "n"_a = std::get<Bernoulli>(distribution).n);
 }
@@ -56,7 +66,8 @@ class Actor {
     steps_ = given.shape(0) - 1;
     const Distribution& distribution = policy_->distribution();
     width_ = action_size(distribution);
-    discrete_ = !std::holds_alternative<DiagonalGaussian>(distribution);
+    discrete_ = is_discrete(distribution);
+    to_bounds_ = bounds_of(distribution);
     const auto* categoricals = std::get_if<Categoricals>(&distribution);
     std::vector<py::ssize_t> shape{steps_, rows_};
     if (categoricals == nullptr || !categoricals->single) shape.push_back(width_);
@@ -69,13 +80,16 @@ class Actor {
     log_probs = py::array_t<T>({steps_, rows_});
     to_actions_ = actions.mutable_data();
     to_log_probs_ = static_cast<T*>(log_probs.mutable_data());
-    if (bounds.is_none()) return;
-    if (discrete_ || !py::isinstance<py::sequence>(bounds) || py::len(bounds) != 2) {
-      wrong_value("bounds", "want (low, high) of a Gaussian's actions, got " +
-                                py::repr(bounds).cast<std::string>());
+    if (bounds.is_none() && to_bounds_ == nullptr) return;
+    if (!bounds.is_none()) {
+      if (discrete_ || to_bounds_ != nullptr || !py::isinstance<py::sequence>(bounds) ||
+          py::len(bounds) != 2) {
+        wrong_value("bounds", "want (low, high) of a Gaussian's actions, got " +
+                                  py::repr(bounds).cast<std::string>());
+      }
+      low_ = vector_of<T>(bounds[py::int_(0)], "bounds[0]", width_, false);
+      high_ = vector_of<T>(bounds[py::int_(1)], "bounds[1]", width_, false);
     }
-    low_ = vector_of<T>(bounds[py::int_(0)], "bounds[0]", width_, false);
-    high_ = vector_of<T>(bounds[py::int_(1)], "bounds[1]", width_, false);
     py::array_t<T> bounded(shape);
     to_sent_ = bounded.mutable_data();
     sent = std::move(bounded);
@@ -101,7 +115,9 @@ class Actor {
                        static_cast<std::int64_t*>(to_actions_) + first,
                        [](T category) { return static_cast<std::int64_t>(category); });
       }
-      if (to_sent_ != nullptr) {
+      if (to_bounds_ != nullptr) {
+        to_bounds_->apply(Matrix<const T>{action, rows_, width_, width_}, to_sent_ + first);
+      } else if (to_sent_ != nullptr) {
         clip<T>({action, rows_, width_, width_}, low_.data(), high_.data(), to_sent_ + first);
       }
     }
@@ -115,6 +131,7 @@ class Actor {
   py::object rng_object_;
   Rng* rng_;
   Array<T> observations_, low_, high_;
+  const Bounds* to_bounds_ = nullptr;  // the distribution's own
   Index rows_ = 0, steps_ = 0, width_ = 0;
   bool discrete_ = false;
   Buffer<T> sample_;  // discrete actions in the policy's own type
@@ -147,7 +164,8 @@ Parameters
 ----------
 observation_size : int
 distribution : Distribution
-    What the outputs mean: Categorical, DiagonalGaussian, MultiCategorical or Bernoulli.
+    What the outputs mean: Categorical, DiagonalGaussian, MultiCategorical, Bernoulli, SquashedGaussian
+    or Beta.
 hidden : sequence of int
     Widths of the hidden layers; () gives a linear policy.
 activation : {'tanh', 'relu', 'elu', 'silu', 'gelu', 'identity'}
@@ -258,7 +276,8 @@ do not fit and values that are not finite raise ValueError, dtypes that are not 
           py::arg("observations"), py::arg("rng"),
           R"(Actions and their log probabilities (N,).
 
-Row i draws from stream `rng.stream + i`; `rng.counter` grows by one.)")
+Those of a `SquashedGaussian` or `Beta` are u; `policy.distribution.to_bounds` makes of them what the
+environment takes. Row i draws from stream `rng.stream + i`; `rng.counter` grows by one.)")
       .def(
           "mode",
           [](const PyPolicy& self, py::handle observations) {
@@ -275,7 +294,8 @@ Row i draws from stream `rng.stream + i`; `rng.counter` grows by one.)")
               return actions_to_python<T>(Array<T>(actions), policy.distribution(), rows.single);
             });
           },
-          py::arg("observations"), "The most probable action for each observation.")
+          py::arg("observations"),
+          "The most probable action for each observation; between bounds, the most probable u.")
       .def(
           "log_prob",
           [](const PyPolicy& self, py::handle observations, py::handle given) {
@@ -353,7 +373,7 @@ observations : (T + 1, n, observation_size), C-contiguous, in the dtype of the p
 rng : Rng
     Its counter grows by one per step.
 bounds : (low, high), each (k,), optional
-    Of what is sent to the environment; for a Gaussian only.
+    Of what is sent to the environment; for a Gaussian only. A `SquashedGaussian` or `Beta` has its own.
 
 Raises ValueError for anything else, and in a call for a row that is not finite.)")
       .def(py::init([](const PyPolicy& policy, const py::array& observations, py::object rng,

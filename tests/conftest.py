@@ -31,6 +31,15 @@ DISTRIBUTIONS = {
         oracle.MultiCategorical((3, 2)),
     ),
     "bernoulli": (lambda: core.Bernoulli(3), oracle.Bernoulli(3)),
+    "squashed": (
+        lambda: core.SquashedGaussian(3, low=-2.0, high=0.5),
+        oracle.SquashedGaussian(3, low=-2.0, high=0.5),
+    ),
+    "squashed-state-std": (
+        lambda: core.SquashedGaussian(2, state_dependent_std=True),
+        oracle.SquashedGaussian(2, state_dependent_std=True),
+    ),
+    "beta": (lambda: core.Beta(2, low=-2.0, high=0.5), oracle.Beta(2, low=-2.0, high=0.5)),
 }
 ACTIVATIONS = tuple(oracle.ACTIVATIONS)
 DTYPES = ("float64", "float32")

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.special import erf
+from scipy.integrate import quad
+from scipy.special import erf, loggamma, polygamma, psi
 
 # --------------------------------------------------------------------------------------------------
 # networks
@@ -276,6 +277,99 @@ class DiagonalGaussian:
         return rng.normal(size=(count, self.n))
 
 
+@dataclass
+class SquashedGaussian(DiagonalGaussian):
+    """Actions are u; densities are those of low + (high - low) (1 + tanh u) / 2."""
+
+    low: float = -1.0
+    high: float = 1.0
+
+    def log_derivative(self, u):
+        return np.log(0.5 * (self.high - self.low) * (1.0 - np.tanh(u) ** 2))
+
+    def log_prob(self, outputs, action):
+        return super().log_prob(outputs, action) - np.sum(self.log_derivative(np.asarray(action)))
+
+    def entropy(self, outputs):
+        """E[-log p], the volume part by adaptive quadrature over the standard normal variable."""
+        total = super().entropy(outputs)
+        for mean, log_std in zip(outputs[: self.n], outputs[self.n :], strict=True):
+            std = np.exp(log_std)
+            kink = np.clip(-mean / std, -8.9, 8.9)  # of |u|, where a large deviation is not smooth
+
+            def integrand(z, mean=mean, std=std):
+                # 1 - tanh^2 = 1 / cosh^2, and cosh overflows where its logarithm is |u| - log 2
+                u = abs(mean + std * z)
+                log_cosh = u + np.log1p(np.exp(-2 * u)) - np.log(2)
+                return np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi) * -2 * log_cosh
+
+            parts = ((-9.0, kink), (kink, 9.0))
+            total += sum(
+                quad(integrand, *p, epsabs=1e-13, epsrel=1e-13, limit=200)[0] for p in parts
+            )
+        return total + self.n * np.log(0.5 * (self.high - self.low))
+
+
+@dataclass
+class Beta:
+    """Outputs are softplus^-1 of alpha - 1, then of beta - 1; actions are u = artanh(2 x - 1)."""
+
+    n: int
+    low: float = -1.0
+    high: float = 1.0
+    own_parameters: int = field(default=0, init=False)
+
+    @property
+    def parameter_size(self) -> int:
+        return 2 * self.n
+
+    network_outputs = parameter_size
+
+    def shapes(self, outputs):
+        shapes = 1.0 + np.log(1.0 + np.exp(outputs))
+        return shapes[: self.n], shapes[self.n :]
+
+    def log_partition(self, a, b):
+        return loggamma(a) + loggamma(b) - loggamma(a + b)
+
+    def log_prob(self, outputs, action):
+        a, b = self.shapes(outputs)
+        x = 0.5 * (1.0 + np.tanh(np.asarray(action)))
+        density = (a - 1) * np.log(x) + (b - 1) * np.log(1 - x) - self.log_partition(a, b)
+        return np.sum(density - np.log(self.high - self.low))
+
+    def score(self, outputs, action):
+        a, b = self.shapes(outputs)
+        x = 0.5 * (1.0 + np.tanh(np.asarray(action)))
+        by_shape = [np.log(x) - psi(a) + psi(a + b), np.log(1 - x) - psi(b) + psi(a + b)]
+        return _sigmoid(outputs) * np.concatenate(by_shape)
+
+    def entropy(self, outputs):
+        a, b = self.shapes(outputs)
+        means = (a - 1) * (psi(a) - psi(a + b)) + (b - 1) * (psi(b) - psi(a + b))  # of log x, ...
+        return np.sum(self.log_partition(a, b) - means + np.log(self.high - self.low))
+
+    def kl(self, old, new):
+        if not np.iscomplexobj(new):  # SciPy has these functions in double at most
+            old, new = np.asarray(old, dtype=float), np.asarray(new, dtype=float)
+        (a, b), (c, d) = self.shapes(old), self.shapes(new)
+        means = (a - c) * (psi(a) - psi(a + b)) + (b - d) * (psi(b) - psi(a + b))
+        return np.sum(self.log_partition(c, d) - self.log_partition(a, b) + means)
+
+    def fisher(self, outputs):
+        a, b = self.shapes(outputs)
+        both = np.tile(np.diag(polygamma(1, a + b)), (2, 2))
+        by_shape = np.diag(polygamma(1, np.concatenate([a, b]))) - both
+        return np.outer(_sigmoid(outputs), _sigmoid(outputs)) * by_shape
+
+    def mode(self, outputs):
+        a, b = self.shapes(outputs)
+        return np.arctanh(2 * a / (a + b) - 1)
+
+    def random_actions(self, rng, count):
+        return rng.normal(size=(count, self.n))
+
+
 # --------------------------------------------------------------------------------------------------
 # policies
 
@@ -285,7 +379,7 @@ class Policy:
     """A network with a distribution on top, and the matrices of information geometry."""
 
     observation_size: int
-    distribution: Categorical | MultiCategorical | Bernoulli | DiagonalGaussian
+    distribution: Categorical | MultiCategorical | Bernoulli | DiagonalGaussian | Beta
     hidden: Sequence[int] = ()
     activation: str = "tanh"
     normalizer: tuple[np.ndarray, np.ndarray, float] | None = None

@@ -61,6 +61,17 @@ def test_classic_control_is_learnt_by_most_seeds(env, steps, before, after):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("distribution", ["beta", "squashed"])
+def test_pendulum_is_learnt_by_most_seeds_within_its_bounds(distribution):
+    returns = []
+    for seed in range(3):
+        agent = natgrad.TRPO("Pendulum-v1", n_envs=4, seed=seed, distribution=distribution)
+        agent.learn(200_000)
+        returns.append(natgrad.evaluate(agent, episodes=10).mean)
+    assert sorted(returns)[1] > -250
+
+
+@pytest.mark.slow
 def test_halfcheetah_improves_in_processes_and_stays_within_its_trust_region():
     agent = natgrad.TRPO(
         "HalfCheetah-v5", n_envs=2, vectorization="async", batch_size=2000, max_kl=0.02, seed=0
@@ -89,6 +100,7 @@ CHANGES = {  # option: another value, and options without which it would mean no
     "clip_observations": (0.5, {}),
     "hidden": ((5, 4), {}),
     "activation": ("relu", {}),
+    "distribution": ("beta", {}),
     "log_std_init": (-1.0, {}),
     "init": ("scaled", {}),
     "dtype": ("float64", {}),
@@ -763,6 +775,8 @@ def test_the_log_of_a_gaussian_has_its_standard_deviation():
     log = history(agent, 64)[-1]
     assert log["train/std"] == pytest.approx(np.exp(agent.policy.parameters[-2:]).mean())
     assert "train/std" not in history(natgrad.TRPO(Discrete, **SMALL), 64)[-1]
+    squashed = natgrad.TRPO(Random, **SMALL, log_std_init=-0.5, distribution="squashed")
+    assert "train/std" in history(squashed, 64)[-1]
 
 
 # Interrupts ------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ CPP_FLOORS = [
         "parallel",
         "random",
     },
+    {"special_functions"},
     {"network", "distribution", "cholesky"},
     {"policy"},
     {"value_function", "linear_gaussian", "direct_solver"},

@@ -355,6 +355,8 @@ def test_unknown_options_are_refused_by_name():
         (lambda: core.MultiCategorical((3, 0)), "sizes"),
         (lambda: core.DiagonalGaussian(2**62), "n"),
         (lambda: core.MultiCategorical([2**62] * 4), "sizes"),
+        (lambda: core.Beta(0), "n"),
+        (lambda: core.SquashedGaussian(0), "n"),
     ],
     ids=[
         "Categorical(0)",
@@ -364,11 +366,33 @@ def test_unknown_options_are_refused_by_name():
         "(3, 0)",
         "Gaussian(2**62)",
         "(2**62, ...)",
+        "Beta(0)",
+        "Squashed(0)",
     ],
 )
 def test_empty_and_uncountable_distributions_are_refused_by_name(make, name):
     with pytest.raises(ValueError, match=rf"\b{name}\b"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("bounds", "error", "complaint"),
+    [
+        ({"low": [0.0, 0.0, 0.0]}, ValueError, r"low: want a number or shape \(2,\), got \(3,\)"),
+        ({"high": [[1.0, 2.0]]}, ValueError, r"high: want a number or shape \(2,\)"),
+        ({"low": np.nan}, ValueError, "low: want a finite number"),
+        ({"high": np.inf}, ValueError, "high: want a finite number"),
+        ({"low": 1.0}, ValueError, "high: want numbers above low, at a finite distance"),
+        ({"low": [0.0, 3.0], "high": 2.0}, ValueError, "high: want numbers above low"),
+        ({"low": -1e308, "high": 1e308}, ValueError, "at a finite distance"),
+        ({"low": "a"}, TypeError, "low: want real numbers"),
+        ({"high": None}, TypeError, "high: want real numbers"),
+    ],
+)
+@pytest.mark.parametrize("make", [core.Beta, core.SquashedGaussian])
+def test_bad_bounds_are_refused_by_name(make, bounds, error, complaint):
+    with pytest.raises(error, match=complaint):
+        make(2, **bounds)
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)

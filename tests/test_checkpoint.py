@@ -85,6 +85,19 @@ def test_real_environments_go_on_in_the_middle_of_an_episode(tmp_path, env):
     assert contents(resumed.learn(128)) == contents(agent)
 
 
+@pytest.mark.parametrize("distribution", ["beta", "squashed"])
+def test_agents_within_bounds_go_on_in_the_middle_of_an_episode(tmp_path, distribution):
+    agent = natgrad.TRPO("Pendulum-v1", **SMALL, n_envs=2, distribution=distribution).learn(128)
+    resumed = copy(agent, tmp_path)
+    assert repr(resumed.policy.distribution) == repr(agent.policy.distribution)
+    agent.learn(128)
+    assert contents(resumed.learn(128)) == contents(agent)
+    narrower = natgrad.TRPO(Random, **SMALL, distribution=distribution)
+    narrower.save(tmp_path / "agent.npz")
+    with pytest.raises(CheckpointError, match="the environment wants the policy"):
+        natgrad.TRPO.load(tmp_path / "agent.npz", "Pendulum-v1")
+
+
 def test_processes_can_be_left_and_entered_at_a_checkpoint(tmp_path):
     """Same numbers, another way to step: only the option in the file has to be edited."""
     agent = natgrad.TRPO(Random, **SMALL, n_envs=2).learn(128)

@@ -69,6 +69,18 @@ def test_a_second_run_gets_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
     assert "mean return of the last 2 episodes" in output
 
 
+@pytest.mark.parametrize("distribution", ["beta", "squashed"])
+def test_a_policy_within_bounds_is_trained_and_evaluated(tmp_path, capsys, distribution):
+    run = tmp_path / "run"
+    given = ("--distribution", distribution, "--run-dir", run)
+    assert main(capsys, "train", "Pendulum-v1", *SHORT, *given)[0] == 0
+    agent = natgrad.TRPO.load(run)
+    assert agent.config.distribution == distribution
+    assert type(agent.policy.distribution).__name__.lower().startswith(distribution)
+    code, output, _ = main(capsys, "eval", run, "--episodes", 1)
+    assert (code, output[:7]) == (0, "return ")
+
+
 def option_texts():
     """Every option with a value other than its default, as text."""
     values = {

@@ -249,7 +249,7 @@ def test_algorithm_2_reaches_the_maximum_likelihood_from_samples_of_the_model():
 
 
 def test_the_empirical_fisher_matrix_is_another_one():
-    """In closed form, by the moments of standardised data (eq. 50)."""
+    """In closed form, by the moments of standardised data (eq. 80)."""
     family = Gaussian()
     for theta in ([12.0, 4.0], [0.0, 1.0]):
         z = (DATA - theta[0]) / theta[1]
@@ -502,7 +502,7 @@ def test_a_natural_gradient_is_within_90_degrees_of_the_gradient():
 
 
 def test_natural_steps_map_onto_each_other_under_linear_maps_and_gradient_steps_do_not():
-    """theta = A phi + b (eq. 51): the same iterates to 1e-10; gradients differ by A A'."""
+    """theta = A phi + b (eq. 81): the same iterates to 1e-10; gradients differ by A A'."""
     random = np.random.default_rng(0)
     A, b = random.normal(size=(2, 2)) + 2 * np.eye(2), random.normal(size=2)
     family = Gaussian()
@@ -538,7 +538,7 @@ def test_natural_steps_map_onto_each_other_under_linear_maps_and_gradient_steps_
 
 
 def test_the_error_of_a_nonlinear_reparameterisation_falls_fourfold_when_the_step_halves():
-    """(mu, sigma) and (mu, log sigma): one natural step in each (eq. 53)."""
+    """(mu, sigma) and (mu, log sigma): one natural step in each (eq. 83)."""
     straight, log = Gaussian(), Gaussian(log_diagonal=True)
     loss, log_loss = NegativeLogLikelihood(straight, DATA), NegativeLogLikelihood(log, DATA)
 
@@ -553,7 +553,7 @@ def test_the_error_of_a_nonlinear_reparameterisation_falls_fourfold_when_the_ste
 
 
 def test_the_natural_gradient_of_a_gaussian_grows_more_slowly_as_sigma_goes_to_zero():
-    """1 / sigma instead of 1 / sigma³ (eq. 55), for data that are not all at the mean."""
+    """1 / sigma instead of 1 / sigma³ (eq. 85), for data that are not all at the mean."""
     family = Gaussian()
     loss = NegativeLogLikelihood(family, DATA)
 

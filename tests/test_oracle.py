@@ -11,6 +11,8 @@ DISTRIBUTIONS = [
     oracle.Bernoulli(3),
     oracle.DiagonalGaussian(2),
     oracle.DiagonalGaussian(2, state_dependent_std=True),
+    oracle.SquashedGaussian(2, low=-2.0, high=0.5),
+    oracle.Beta(2, low=-2.0, high=0.5),
 ]
 
 
@@ -74,6 +76,23 @@ def test_densities_agree_with_scipy():
         gaussian.log_prob(logits, z), stats.norm.logpdf(z, mean, np.exp(log_std)).sum()
     )
     assert np.isclose(gaussian.entropy(logits), stats.norm.entropy(mean, np.exp(log_std)).sum())
+    a, b = 1 + np.log1p(np.exp(mean)), 1 + np.log1p(np.exp(log_std))
+    beta = oracle.Beta(2, low=-2.0, high=0.5)
+    between = -2.0 + 2.5 * (1 + np.tanh(z)) / 2
+    scipy_beta = stats.beta(a, b, loc=-2.0, scale=2.5)
+    assert np.isclose(beta.log_prob(logits, z), scipy_beta.logpdf(between).sum())
+    assert np.isclose(beta.entropy(logits), scipy_beta.entropy().sum())
+
+
+@pytest.mark.parametrize("distribution", [oracle.SquashedGaussian(1), oracle.Beta(1)], ids=repr)
+def test_densities_between_bounds_have_mass_one_and_the_entropy_that_is_said(distribution):
+    outputs = np.array([0.4, -0.3])
+
+    u = np.linspace(-15, 15, 3001)  # in u all derivatives vanish at both ends
+    log_p = np.array([distribution.log_prob(outputs, [x]) for x in u])
+    mass = np.exp(log_p) * (1 - np.tanh(u) ** 2) * (u[1] - u[0])
+    assert np.isclose(mass.sum(), 1, rtol=1e-10)
+    assert np.isclose(-(mass @ log_p), distribution.entropy(outputs), rtol=1e-10)
 
 
 def test_gae_with_lambda_one_is_the_discounted_return_minus_the_value():

@@ -1,12 +1,15 @@
 """Policies: every quantity against the oracle, and what the parameter vector promises."""
 
 import gc
+import json
+import pickle
 
 import numpy as np
 import pytest
 from conftest import ACTIVATIONS, DISTRIBUTIONS, DTYPES, make_problem
 from scipy import stats
 
+import natgrad
 from natgrad import _core as core
 
 ARCHITECTURES = {
@@ -225,7 +228,7 @@ def test_layout_tiles_the_parameter_vector_in_the_order_of_torch(distribution):
     assert offset == p.core.parameters.size == p.oracle.parameter_count
     names = [block.name for block in p.core.layout]
     assert len(set(names)) == len(names)
-    assert ("log_std" in names) == (distribution == "gaussian")
+    assert ("log_std" in names) == (distribution in ("gaussian", "squashed"))
 
 
 def test_the_state_independent_log_std_starts_at_log_std_init():
@@ -238,6 +241,8 @@ def test_a_state_dependent_log_std_starts_near_log_std_init():
     policy = core.Policy(3, core.DiagonalGaussian(2, True), log_std_init=-0.75)
     obs = np.random.default_rng(0).normal(size=(50, 3))
     np.testing.assert_allclose(policy.outputs(obs)[:, 2:], -0.75, atol=0.2)
+    squashed = core.Policy(3, core.SquashedGaussian(2, True), log_std_init=-0.75)
+    np.testing.assert_array_equal(squashed.outputs(obs), policy.outputs(obs))
 
 
 @pytest.mark.parametrize("init", ["orthogonal", "scaled"])
@@ -325,6 +330,8 @@ def test_distribution_describes_itself():
         (core.DiagonalGaussian(3, state_dependent_std=True), 6, 3, False),
         (core.MultiCategorical((3, 2)), 5, 2, True),
         (core.Bernoulli(4), 4, 4, True),
+        (core.SquashedGaussian(3), 6, 3, False),
+        (core.Beta(3), 6, 3, False),
     ]
     for distribution, parameters, actions, discrete in described:
         assert distribution.parameter_size == parameters
@@ -513,6 +520,31 @@ def test_gaussian_samples_have_the_right_moments_and_shape():
     np.testing.assert_allclose(np.cov(z.T), np.eye(3), atol=5 / np.sqrt(n))
     for column in z.T:
         assert stats.kstest(column, "norm").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sampling_ends_whatever_the_parameters_are(dtype):
+    """Beta variables are drawn by rejection, which nothing that is not a number would end."""
+    policy = core.Policy(2, core.Beta(2), hidden=(), dtype=dtype)
+    for bad in (np.nan, np.inf, -np.inf):
+        policy.parameters[:] = bad
+        actions, log_probs = policy.sample(np.ones((3, 2)), core.Rng(0))
+        assert np.all(np.isnan(actions))
+        assert np.all(np.isnan(log_probs))
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [core.Beta(2, [-2.0, 0.0], 1.0), core.SquashedGaussian(2, low=[-2.0, 0.0], high=1.0)],
+    ids=["beta", "squashed"],
+)
+def test_copies_and_pickles_of_a_policy_keep_the_bounds(distribution):
+    policy = natgrad.Policy(3, distribution, (4,))
+    rows = np.random.default_rng(0).normal(size=(5, 3))
+    for again in (policy.copy(), pickle.loads(pickle.dumps(policy))):
+        assert repr(again.distribution) == repr(distribution)
+        np.testing.assert_array_equal(again.mode(rows), policy.mode(rows))
+    assert json.loads(json.dumps(policy.config)) == policy.config
 
 
 def test_sampling_leaves_the_policy_alone():

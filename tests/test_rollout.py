@@ -152,6 +152,8 @@ DISTRIBUTIONS = {
     "MultiCategorical": natgrad.MultiCategorical((3, 2)),
     "Bernoulli": natgrad.Bernoulli(2),
     "DiagonalGaussian": natgrad.DiagonalGaussian(2),
+    "SquashedGaussian": natgrad.SquashedGaussian(2, low=[-0.5, 0.0], high=0.25),
+    "Beta": natgrad.Beta(2, low=[-0.5, 0.0], high=0.25),
 }
 
 
@@ -170,7 +172,12 @@ def test_an_actor_samples_what_the_policy_does(name, dtype):
         np.testing.assert_array_equal(actor.actions[t], actions, strict=True)
         np.testing.assert_array_equal(actor.log_probs[t], log_probs, strict=True)
         assert rng.counter == again.counter
-    if bounds is None:
+    if name in ("SquashedGaussian", "Beta"):
+        sent = DISTRIBUTIONS[name].to_bounds(actor.actions.reshape(-1, 2)).reshape(4, 4, 2)
+        np.testing.assert_array_equal(actor.sent, sent.astype(dtype), strict=True)
+        with pytest.raises(ValueError, match=r"bounds: want \(low, high\) of a Gaussian's actions"):
+            natgrad._core.Actor(policy, observations, rng, BOUNDS)
+    elif bounds is None:
         assert actor.sent is None
     else:
         np.testing.assert_array_equal(actor.sent, np.clip(actor.actions, *BOUNDS).astype(dtype))

@@ -238,8 +238,8 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
     resumed.learn(agent.num_timesteps, run_dir=broken)
     check_complete(broken, 2)
     assert contents(resumed) == contents(agent)
+    (broken / "checkpoints").rename(broken / "elsewhere")
     with pytest.raises(natgrad.CheckpointError, match="an agent of TRPO, not of REINFORCE"):
-        (broken / "checkpoints").rename(broken / "elsewhere")
         natgrad.REINFORCE.load(broken, Random)
 
 

@@ -200,6 +200,65 @@ def test_a_box_action_is_clipped_at_the_environment_and_not_in_the_likelihood():
     assert not np.array_equal(rollout.log_probs[:, 0], policy.log_prob(observations, clipped))
 
 
+WITHIN_BOUNDS = ("beta", "squashed")
+BOUNDED = {n: s for n, s in ACTIONS.items() if isinstance(s, spaces.Box) and s.is_bounded()}
+
+
+@pytest.mark.parametrize("distribution", WITHIN_BOUNDS)
+@pytest.mark.parametrize("space", BOUNDED.values(), ids=BOUNDED)
+def test_an_agent_trains_within_the_bounds_of_every_box(space, distribution):
+    assert len(BOUNDED) >= 4
+    agent = check_training(spaces.Box(-1, 1, (3,)), space, distribution=distribution)
+    low, high = agent.policy.distribution.low, agent.policy.distribution.high
+    np.testing.assert_array_equal(low, np.ravel(space.low))
+    np.testing.assert_array_equal(high, np.ravel(space.high))
+    policy = natgrad.Policy.for_spaces(
+        spaces.Box(-1, 1, (3,)), space, distribution=distribution, hidden=(8,)
+    )
+    assert repr(policy.distribution) == repr(agent.policy.distribution)
+    row = np.array([0.1, 0.2, 0.3], "f")
+    mode = agent.policy.distribution.to_bounds(agent.policy.mode(row))
+    np.testing.assert_allclose(np.ravel(agent.predict(row)), mode, rtol=1e-6)
+
+
+@pytest.mark.parametrize("distribution", WITHIN_BOUNDS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])  # of the space, and another
+def test_the_environment_gets_actions_within_bounds_and_the_rollout_keeps_u(distribution, dtype):
+    received = []
+    space = spaces.Box(np.array([-0.1, 2.0], "f"), np.array([0.1, 9.0], "f"))
+    make = functools.partial(Recording, received, space)
+    environments = natgrad.Environments(make, seed=0, dtype=dtype, distribution=distribution)
+    kind = environments.decoder.distribution
+    policy = natgrad.Policy(environments.encoder.size, kind, (4,), dtype=dtype)
+    rollout = natgrad.collect(policy, environments, 300, natgrad.Rng(0))
+    u = rollout.actions[:, 0]
+    assert np.abs(u).max() > 1
+    received = np.array(received)
+    assert received.dtype == np.float32
+    np.testing.assert_array_equal(received, kind.to_bounds(u).astype("f"))
+    assert np.all((received >= space.low) & (received <= space.high))
+    again = policy.log_prob(rollout.observations[:-1, 0], u)
+    rtol = 1e-12 if dtype == "float64" else 1e-6
+    np.testing.assert_allclose(rollout.log_probs[:, 0], again, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("distribution", WITHIN_BOUNDS)
+def test_actions_without_bounds_cannot_be_kept_within_them(distribution):
+    for space in (
+        spaces.Box(np.array([0, -np.inf], "f"), np.array([np.inf, 0], "f")),
+        spaces.Box(-np.inf, np.inf, (2,)),
+        spaces.Box(np.array([0, 1], "f"), np.array([2, 1], "f")),
+        spaces.Discrete(3),
+        spaces.MultiBinary(3),
+    ):
+        with pytest.raises(ValueError, match=f"distribution is '{distribution}' and the action sp"):
+            ActionDecoder(space, distribution)
+    with pytest.raises(ValueError, match="distribution is 'gamma'; wanted 'gaussian', 'beta' or"):
+        ActionDecoder(spaces.Box(-1, 1), "gamma")
+    with pytest.raises(ValueError, match="distribution is 'beta' and the action space Discrete"):
+        natgrad.TRPO("CartPole-v1", distribution="beta")
+
+
 def test_an_integer_box_is_refused_as_action_space():
     with pytest.raises(ValueError, match=r"Box\(0, 3, \(2,\), int64\) is not supported; wanted"):
         ActionDecoder(spaces.Box(0, 3, (2,), np.int64))
@@ -230,9 +289,9 @@ def test_an_agent_trains_on_every_action_space(space):
     check_training(spaces.Box(-1, 1, (3,)), space)
 
 
-def check_training(observation_space, action_space):
+def check_training(observation_space, action_space, **options):
     make = functools.partial(Vetting, observation_space, action_space)
-    agent = natgrad.TRPO(make, batch_size=50, hidden=(8,), critic_hidden=(8,), n_envs=2)
+    agent = natgrad.TRPO(make, batch_size=50, hidden=(8,), critic_hidden=(8,), n_envs=2, **options)
     start = agent.policy.parameters.copy()
     agent.learn(100)  # Vetting refuses actions outside of its space
     assert not np.array_equal(agent.policy.parameters, start)
@@ -243,3 +302,4 @@ def check_training(observation_space, action_space):
         assert len(batch) == 4
         assert all(contains(action_space, action) for action in batch)
     assert len(natgrad.evaluate(agent, episodes=2).returns) == 2
+    return agent

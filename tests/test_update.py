@@ -256,6 +256,22 @@ def test_an_accepted_step_respects_the_bound_and_improves(distribution, dtype, m
         np.testing.assert_allclose(report.improvement, improvement, rtol=tolerance)
 
 
+@pytest.mark.parametrize("distribution", ["squashed", "squashed-state-std"])
+def test_the_entropy_under_tanh_is_estimated_from_the_actions(distribution):
+    p = make_problem(distribution, count=4000)
+    p.actions, _ = p.core.sample(p.observations, core.Rng(0))
+    report = core.TrustRegionUpdate()(p.core, batch_of(p))
+    p.core.parameters = p.theta
+    d = p.core.distribution
+    normal = core.DiagonalGaussian(d.action_size, d.state_dependent_std)
+    outputs = p.core.outputs(p.observations)
+    volumes = normal.log_prob(outputs, p.actions) - d.log_prob(outputs, p.actions)
+    estimates = normal.entropy(outputs) + volumes
+    np.testing.assert_allclose(report.entropy, estimates.mean(), rtol=1e-12)
+    error = report.entropy - p.core.entropy(p.observations).mean()
+    assert 0 < abs(error) < 4 * volumes.std() / np.sqrt(4000)
+
+
 def test_the_report_holds_every_quantity_that_one_may_want_to_log():
     p = make_problem("gaussian", count=64)
     theta = p.theta.copy()

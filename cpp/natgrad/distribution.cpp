@@ -24,10 +24,31 @@ void for_each_variable(const Categoricals& d, Matrix<const T> y, Matrix<const T>
 
 }  // namespace
 
+// From the nearer bound, so that neither is passed by rounding.
+template <class T>
+void Bounds::apply(Matrix<const T> u, T* a) const {
+  for (Index r = 0; r < u.rows; ++r) {
+    for (std::size_t i = 0; i < low.size(); ++i) {
+      const double at = static_cast<double>(u.row(r)[i]), width = high[i] - low[i];
+      *a++ =
+          static_cast<T>(at > 0 ? high[i] - width * fraction(-at) : low[i] + width * fraction(at));
+    }
+  }
+}
+
+double Bounds::invert(double a, std::size_t i) const {
+  constexpr double kFarthest = 19;  // 1 - tanh(19) is below half a unit in the last place
+  const double u = 0.5 * (std::log(a - low[i]) - std::log(high[i] - a));
+  return std::clamp(u, -kFarthest, kFarthest);
+}
+
+template void Bounds::apply(Matrix<const float>, float*) const;
+template void Bounds::apply(Matrix<const double>, double*) const;
+
 // Column by column, as M is symmetric.
 void fisher_matrix(const Distribution& distribution, const double* y, double* m) {
   const Index size = parameter_size(distribution);
-  Buffer<double> s(size), unit(size);
+  Buffer<double> s(curvature_size(distribution)), unit(size);
   std::visit(
       [&](const auto& d) {
         d.curvature(y, s.data());
@@ -42,7 +63,7 @@ void fisher_matrix(const Distribution& distribution, const double* y, double* m)
 
 void fisher_root(const Distribution& distribution, const double* y, double* q) {
   const Index size = parameter_size(distribution), rank = fisher_rank(distribution);
-  Buffer<double> s(size), column(size);
+  Buffer<double> s(curvature_size(distribution)), column(size);
   std::visit(
       [&](const auto& d) {
         d.curvature(y, s.data());
@@ -84,12 +105,20 @@ template <class T>
 void DistributionRows<T>::log_probs(Matrix<const T> y, Matrix<const T> actions, double* out,
                                     double* entropy) const {
   const kernels::RowTable<T>& kernel = kernels::row_table<T>();
-  if (const DiagonalGaussian* gaussian = shared_gaussian()) {
+  const auto* gaussian = std::get_if<DiagonalGaussian>(distribution_);
+  if (shared_gaussian() != nullptr) {
     kernel.gaussian_distances(
         {y.rows, gaussian->n, y.data, y.stride, nullptr, 0, inverse_std_.data()}, actions.data,
         actions.stride, out);
     for (Index r = 0; r < y.rows; ++r) out[r] = -0.5 * out[r] - log_normalizer_;
-    if (entropy != nullptr) *entropy += static_cast<double>(y.rows) * gaussian->entropy(y.row(0));
+    if (entropy != nullptr) {
+      *entropy += static_cast<double>(y.rows) * gaussian->entropy_of_normal(y.row(0));
+    }
+  } else if (gaussian != nullptr) {
+    for (Index r = 0; r < y.rows; ++r) {
+      out[r] = gaussian->log_prob_of_normal(y.row(r), actions.row(r));
+      if (entropy != nullptr) *entropy += gaussian->entropy_of_normal(y.row(r));
+    }
   } else if (const auto* categoricals = std::get_if<Categoricals>(distribution_)) {
     std::fill_n(out, y.rows, 0.0);
     for_each_variable(*categoricals, y, actions, [&](const kernels::Rows<T>& rows, Index) {
@@ -105,6 +134,17 @@ void DistributionRows<T>::log_probs(Matrix<const T> y, Matrix<const T> actions, 
           }
         },
         *distribution_);
+  }
+  if (gaussian == nullptr || !gaussian->bounds) return;
+  const double width = gaussian->bounds->log_width();
+  double slopes[kChunkRows];
+  for (Index first = 0; first < y.rows; first += kChunkRows) {
+    const Index rows = std::min(kChunkRows, y.rows - first);
+    kernel.log_slopes(actions.row(first), actions.stride, rows, gaussian->n, slopes);
+    for (Index r = 0; r < rows; ++r) {
+      out[first + r] -= slopes[r] + width;
+      if (entropy != nullptr) *entropy += slopes[r] + width;
+    }
   }
 }
 

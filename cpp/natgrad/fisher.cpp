@@ -68,9 +68,10 @@ void Fisher<T>::provide_state() {
   if (has_state_) return;
   const Matrix<const T> y = policy_->network.outputs();
   const Index rows = distribution_.has_shared_curvature() ? 1 : y.rows;
-  state_stride_ = rows > 1 ? y.columns : 0;
-  state_.resize(rows > 1 ? rows * y.columns : leading_dimension<T>(y.columns));
-  distribution_.curvature(y, {state_.data(), rows, y.columns, state_stride_});
+  const Index columns = curvature_size(policy_->policy->distribution());
+  state_stride_ = rows > 1 ? columns : 0;
+  state_.resize(rows > 1 ? rows * columns : leading_dimension<T>(columns));
+  distribution_.curvature(y, {state_.data(), rows, columns, state_stride_});
   has_state_ = true;
 }
 

@@ -20,6 +20,7 @@ except ModuleNotFoundError as error:
 
 from natgrad._core import AdamFit as AdamFit
 from natgrad._core import Bernoulli as Bernoulli
+from natgrad._core import Beta as Beta
 from natgrad._core import Categorical as Categorical
 from natgrad._core import CgReport as CgReport
 from natgrad._core import CgResult as CgResult
@@ -40,6 +41,7 @@ from natgrad._core import ParameterBlock as ParameterBlock
 from natgrad._core import PolicyGradientUpdate as PolicyGradientUpdate
 from natgrad._core import Preconditioner as Preconditioner
 from natgrad._core import Rng as Rng
+from natgrad._core import SquashedGaussian as SquashedGaussian
 from natgrad._core import TrustRegionUpdate as TrustRegionUpdate
 from natgrad._core import UpdateReport as UpdateReport
 from natgrad._core import UpdateStatus as UpdateStatus
@@ -111,6 +113,7 @@ __all__ = [
     "Backtracking",
     "Batch",
     "Bernoulli",
+    "Beta",
     "Callback",
     "Categorical",
     "CgReport",
@@ -145,6 +148,7 @@ __all__ = [
     "REINFORCEConfig",
     "Rng",
     "Rollout",
+    "SquashedGaussian",
     "StopOnReturn",
     "TRPOConfig",
     "TrainingInterrupted",

@@ -113,6 +113,7 @@ class Agent(ABC):
             vectorization=config.vectorization,
             stepper=config.stepper,
             options=config.env_options,
+            distribution=config.distribution,
         )
         size, decoder = self._environments.encoder.size, self._environments.decoder
         network: dict[str, Any] = {

@@ -62,6 +62,10 @@ class AgentConfig:
     activation: Literal["tanh", "relu", "elu", "silu", "gelu", "identity"] = _option(
         "tanh", "policy", "activation of the hidden layers"
     )
+    distribution: Literal["gaussian", "beta", "squashed"] = _option(
+        "gaussian", "policy", "of actions in a Box: Gaussian, clipped on the way to the "
+        "environment; beta or squashed (Gaussian under tanh), within the bounds",
+    )  # fmt: skip
     log_std_init: float = _option(
         0.0, "policy", "initial logarithm of the standard deviation of Gaussian actions",
         low=-20.0, high=2.0,

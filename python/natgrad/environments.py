@@ -142,6 +142,7 @@ class Environments:
         vectorization: "sync" steps the copies in turn, "async" each in a process of its own.
         stepper: "gymnasium", or "envpool" for the task of EnvPool with the id `env`.
         options: keyword arguments for `gymnasium.make`, or for EnvPool.
+        distribution: of actions in a Box, see `natgrad.spaces.ActionDecoder`.
 
     Attributes:
         state: where the environments stood after the last completed rollout.
@@ -164,6 +165,7 @@ class Environments:
         vectorization: Literal["sync", "async"] = "sync",
         stepper: Literal["gymnasium", "envpool"] = "gymnasium",
         options: Mapping[str, Any] | None = None,
+        distribution: Literal["gaussian", "beta", "squashed"] = "gaussian",
     ) -> None:
         self.seed = seed
         self._async = vectorization == "async"
@@ -200,7 +202,7 @@ class Environments:
                 self.id = env  # with its module, where it names one
             prototype.close()
         self.encoder = ObservationEncoder(self.observation_space, dtype)
-        self.decoder = ActionDecoder(self.action_space)
+        self.decoder = ActionDecoder(self.action_space, distribution)
         self.state = EnvironmentState(
             observations=np.zeros((self.num_envs, self.encoder.size), self.encoder.dtype),
             episodes=np.zeros(self.num_envs, np.int64),

@@ -58,7 +58,7 @@ def empirical_fisher(family: Family, data: ArrayLike) -> Metric:
     """The mean outer product of the scores of data, as `family.log_prob` takes them.
 
     It is the Fisher metric only where the data look as if they came from the model (Kunstner et
-    al. 2019); docs/math.md, eq. 50, says how far off it is for a Gaussian.
+    al. 2019); docs/math.md, eq. 80, says how far off it is for a Gaussian.
     """
     kept = np.array(data)
     return lambda x: _mean_outer_product(family.score(x, kept))

@@ -1,7 +1,7 @@
 """Policies that know Gymnasium spaces, can be copied and can be pickled."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,6 +18,8 @@ _DISTRIBUTIONS: dict[str, Callable[..., _core.Distribution]] = {
     "DiagonalGaussian": _core.DiagonalGaussian,
     "MultiCategorical": _core.MultiCategorical,
     "Bernoulli": _core.Bernoulli,
+    "SquashedGaussian": _core.SquashedGaussian,
+    "Beta": _core.Beta,
 }
 
 
@@ -30,7 +32,12 @@ class Policy(_core.Policy):
 
     @classmethod
     def for_spaces(
-        cls, observation_space: "Space[Any]", action_space: "Space[Any]", **options: Any
+        cls,
+        observation_space: "Space[Any]",
+        action_space: "Space[Any]",
+        *,
+        distribution: Literal["gaussian", "beta", "squashed"] = "gaussian",
+        **options: Any,
     ) -> Self:
         """A policy whose input and output fit two Gymnasium spaces.
 
@@ -38,6 +45,7 @@ class Policy(_core.Policy):
             observation_space: Box or Discrete, MultiDiscrete, MultiBinary, Dict or Tuple; all but a
                 one-dimensional Box are flattened, see `natgrad.spaces.ObservationEncoder`.
             action_space: Discrete, MultiDiscrete, MultiBinary or floating-point Box.
+            distribution: of actions in a Box, see `natgrad.spaces.ActionDecoder`.
             **options: the constructor's other arguments (hidden, activation, dtype, ...).
 
         Raises:
@@ -45,7 +53,8 @@ class Policy(_core.Policy):
         """
         from natgrad.spaces import ActionDecoder, ObservationEncoder
 
-        encoder, decoder = ObservationEncoder(observation_space), ActionDecoder(action_space)
+        encoder = ObservationEncoder(observation_space)
+        decoder = ActionDecoder(action_space, distribution)
         return cls(encoder.size, decoder.distribution, **options)
 
     def copy(self) -> "Policy":

@@ -34,7 +34,7 @@ class Rollout:
 
     Attributes:
         observations: (T + 1, n, size) raw; the last row is where the rollout stopped.
-        actions: (T, n) or (T, n, k) as sampled, not clipped.
+        actions: (T, n) or (T, n, k) as sampled: not clipped, not between bounds yet.
         log_probs: (T, n).
         rewards: (T, n) float64.
         terminated: (T, n) bool, the episode reached its end.

@@ -1,7 +1,7 @@
 """Gymnasium spaces: observations become rows of floats, samples of a policy become actions."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium import Space, spaces
@@ -64,21 +64,28 @@ class ActionDecoder:
     """Turns what a policy samples into actions of a space.
 
     Discrete maps to `Categorical`, MultiDiscrete to `MultiCategorical`, MultiBinary to `Bernoulli`
-    and Box to `DiagonalGaussian`. Box actions are clipped here, on their way to the environment;
-    the likelihood knows the unclipped sample only.
+    and Box to `DiagonalGaussian`, `Beta` or `SquashedGaussian`. Actions of a Gaussian are clipped
+    here, on their way to the environment; the likelihood knows the unclipped sample only. Those of
+    the other two get their bounds here, by `to_bounds`.
 
     Args:
         space: the action space of one environment.
+        distribution: of actions in a Box: "gaussian", "beta" or "squashed". The latter two want one
+            that is bounded in all directions.
 
     Attributes:
         distribution: of the samples.
-        bounds: (low, high) of a Box, in its shape; None for any other space.
+        bounds: (low, high) of a Box, in its shape, where samples have to be clipped; else None.
 
     Raises:
-        ValueError: there is no distribution for this space.
+        ValueError: there is no distribution for this space, or not the one asked for.
     """
 
-    def __init__(self, space: Space[Any]) -> None:
+    def __init__(
+        self,
+        space: Space[Any],
+        distribution: Literal["gaussian", "beta", "squashed"] = "gaussian",
+    ) -> None:
         self.space = space
         self.distribution: _core.Distribution
         self._start: Any = None
@@ -95,13 +102,33 @@ class ActionDecoder:
         elif isinstance(space, spaces.MultiBinary):
             self.distribution = _core.Bernoulli(int(np.prod(space.shape)))
         elif isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-            self.distribution = _core.DiagonalGaussian(int(np.prod(space.shape)))
-            self.bounds = space.low, space.high
-            self._bounded = bool(np.isfinite(self.bounds).any())
+            n, low, high = int(np.prod(space.shape)), space.low.ravel(), space.high.ravel()
+            if distribution == "gaussian":
+                self.distribution = _core.DiagonalGaussian(n)
+                self.bounds = space.low, space.high
+                self._bounded = bool(np.isfinite(self.bounds).any())
+            elif not (np.isfinite([low, high]).all() and (low < high).all()):
+                raise ValueError(
+                    f"distribution is {distribution!r} and the action space {space}; wanted "
+                    "finite bounds, low < high, or 'gaussian'"
+                )
+            elif distribution == "beta":
+                self.distribution = _core.Beta(n, low, high)
+            elif distribution == "squashed":
+                self.distribution = _core.SquashedGaussian(n, low=low, high=high)
+            else:
+                raise ValueError(
+                    f"distribution is {distribution!r}; wanted 'gaussian', 'beta' or 'squashed'"
+                )
         else:
             raise ValueError(
                 f"action space {space} is not supported; wanted Discrete, MultiDiscrete, "
                 "MultiBinary or Box with floating-point elements"
+            )
+        if distribution != "gaussian" and not isinstance(space, spaces.Box):
+            raise ValueError(
+                f"distribution is {distribution!r} and the action space {space}; wanted a Box with "
+                "finite bounds"
             )
 
     def plain(self, dtype: DTypeLike) -> bool:
@@ -116,6 +143,8 @@ class ActionDecoder:
 
     def decode(self, samples: NDArray[Any]) -> NDArray[Any]:
         """Maps n samples of the policy to a batch of n actions, shape (n, *space.shape)."""
+        if isinstance(self.distribution, _core.Beta | _core.SquashedGaussian):
+            samples = self.distribution.to_bounds(samples)
         actions: NDArray[Any] = samples.astype(self._dtype, copy=False).reshape(
             len(samples), *self._shape
         )

@@ -24,7 +24,7 @@ void check(double got, double want, double scale, double tolerance, const std::s
 template <class T>
 struct Case {
   const Distribution& distribution;
-  Index rows, columns, stride, width;
+  Index rows, columns, stride, width, states;  // states: values of a row's curvature
   Buffer<T> y, old_y;
   std::vector<T> actions;  // (rows, width), nothing after them
 
@@ -34,6 +34,7 @@ struct Case {
         columns(parameter_size(d)),
         stride(leading_dimension<T>(columns)),
         width(action_size(d)),
+        states(curvature_size(d)),
         y(rows * stride),
         old_y(rows * stride),
         actions(static_cast<std::size_t>(rows * width)) {
@@ -54,6 +55,24 @@ struct Case {
   Matrix<const T> outputs(const Buffer<T>& x) const { return {x.data(), rows, columns, stride}; }
 };
 
+// What rows report: under tanh, the volume at the action in place of its mean.
+template <class D, class T>
+double estimated_entropy(const D& d, const T* y, const T* action) {
+  if constexpr (std::is_same_v<D, DiagonalGaussian>) {
+    return d.entropy_of_normal(y) + (d.bounds ? d.bounds->log_volume(action) : 0);
+  }
+  return d.entropy(y);
+}
+
+// What a density under tanh loses to rounding comes from its volume too.
+template <class D, class T>
+double size_of_volume(const D& d, const T* action) {
+  if constexpr (std::is_same_v<D, DiagonalGaussian>) {
+    if (d.bounds) return static_cast<double>(d.n) + std::abs(d.bounds->log_volume(action));
+  }
+  return 0;
+}
+
 template <class T>
 void compare(const Distribution& distribution, const std::string& name, Index rows, double change) {
   const Case<T> c(distribution, rows, change, RandomStream(1, 2, static_cast<std::uint32_t>(rows)));
@@ -73,25 +92,27 @@ void compare(const Distribution& distribution, const std::string& name, Index ro
   for (double& s : scale) s = random.normal();
   double entropy = 0;
   many.log_probs(y, actions, log_probs.data(), &entropy);
-  Buffer<T> scores(rows * c.stride), state(rows * c.columns), products(rows * c.stride);
+  Buffer<T> scores(rows * c.stride), state(rows * c.states), products(rows * c.stride);
   const double norms =
       many.scores(y, actions, scale.data(), {scores.data(), rows, c.columns, c.stride});
   const bool shared = many.has_shared_curvature();
-  const Index states = shared ? 1 : rows, step = shared ? 0 : c.columns;
-  state.resize(std::max(states * c.columns, c.stride));
-  many.curvature(y, {state.data(), states, c.columns, step});
-  many.fisher_products({state.data(), rows, c.columns, step}, scale.data(), old_y,
+  const Index kept = shared ? 1 : rows, step = shared ? 0 : c.states;
+  state.resize(std::max(kept * c.states, c.stride));
+  many.curvature(y, {state.data(), kept, c.states, step});
+  many.fisher_products({state.data(), rows, c.states, step}, scale.data(), old_y,
                        {products.data(), rows, c.columns, c.stride});
 
   double want_entropy = 0, want_divergence = 0, want_norms = 0;
   std::visit(
       [&](const auto& d) {
-        std::vector<T> score(static_cast<std::size_t>(c.columns)), s(score.size()),
-            product(score.size());
+        std::vector<T> score(static_cast<std::size_t>(c.columns)), product(score.size()),
+            s(static_cast<std::size_t>(c.states));
         for (Index r = 0; r < rows; ++r) {
           const double log_prob = d.log_prob(y.row(r), actions.row(r));
-          check(log_probs[r], log_prob, size + std::abs(log_prob), one, where + "log_prob");
-          want_entropy += d.entropy(y.row(r));
+          check(log_probs[r], log_prob,
+                size + std::abs(log_prob) + size_of_volume(d, actions.row(r)), one,
+                where + "log_prob");
+          want_entropy += estimated_entropy(d, y.row(r), actions.row(r));
           want_divergence += d.kl(old_y.row(r), y.row(r));
           d.score(y.row(r), actions.row(r), scale[r], score.data());
           d.curvature(y.row(r), s.data());
@@ -103,11 +124,13 @@ void compare(const Distribution& distribution, const std::string& name, Index ro
             squared += x * x;
             check(static_cast<double>(scores[r * c.stride + k]), x, 1 + std::abs(x), rounded,
                   where + "score");
-            check(static_cast<double>(state[r * step + k]), static_cast<double>(s[i]),
-                  std::numeric_limits<T>::min() + static_cast<double>(s[i]), rounded,
-                  where + "curvature");
             check(static_cast<double>(products[r * c.stride + k]), p, 10 + std::abs(p), rounded,
                   where + "product");
+          }
+          for (Index k = 0; k < c.states; ++k) {
+            const double x = static_cast<double>(s[static_cast<std::size_t>(k)]);
+            check(static_cast<double>(state[r * step + k]), x,
+                  std::numeric_limits<T>::min() + std::abs(x), rounded, where + "curvature");
           }
           want_norms += std::sqrt(squared);
         }
@@ -115,7 +138,7 @@ void compare(const Distribution& distribution, const std::string& name, Index ro
       distribution);
   // Of terms, and what their order may cost.
   const double n = static_cast<double>(rows * c.columns), order = one * std::sqrt(n);
-  check(entropy, want_entropy, n * size, order, where + "entropy");
+  check(entropy, want_entropy, n * size + std::abs(want_entropy), order, where + "entropy");
   check(many.divergence(old_y, y), want_divergence, n * std::max(change, want_divergence), order,
         where + "divergence");
   check(norms, want_norms, n + want_norms, rounded + order, where + "norms");
@@ -151,6 +174,11 @@ int main() {
     all.emplace_back("Categorical " + size, Categoricals({n}, true));
     all.emplace_back("MultiCategorical " + size, Categoricals({n, 1, 3}, false));
     all.emplace_back("Bernoulli " + size, Bernoulli{n});
+    const Bounds bounds{std::vector<double>(static_cast<std::size_t>(n), -2.0),
+                        std::vector<double>(static_cast<std::size_t>(n), 0.5)};
+    all.emplace_back("Gaussian under tanh " + size, DiagonalGaussian{n, false, bounds});
+    all.emplace_back("the same with its own std " + size, DiagonalGaussian{n, true, bounds});
+    all.emplace_back("Beta " + size, Beta{n, bounds});
   }
   for (const auto& [name, distribution] : all) {
     for (const Index rows : {1, 2, 7, 8, 9, 31, 120, 300}) {

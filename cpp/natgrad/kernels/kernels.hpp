@@ -155,6 +155,9 @@ struct RowTable {
   // out[r] = scale[r] grad log p(action[r]), by the means and by log sigma; squares[r] += out[r]^2.
   void (*gaussian_scores)(const Rows<T>&, const double* scale, T* out, std::ptrdiff_t ldout,
                           double* squares);
+  // out[r] = sum_i log((1 - tanh^2 u[r][i]) / 2), for u (rows, n): see Bounds.
+  void (*log_slopes)(const T* u, std::ptrdiff_t ldu, std::ptrdiff_t rows, std::ptrdiff_t n,
+                     double* out);
   // out[r][c] = scale[r] s[c] u[r][c]
   void (*diagonal_products)(const T* s, const double* scale, const T* u, std::ptrdiff_t ldu,
                             std::ptrdiff_t rows, std::ptrdiff_t columns, T* out,

@@ -269,6 +269,26 @@ void gaussian_scores(const Rows<T>& p, const double* scale, T* out, Index ldout,
 }
 
 template <class T>
+void log_slopes(const T* u, Index ldu, Index rows, Index n, double* out) {
+  for_each_strip(
+      rows, whole_rows(rows, n, ldu), [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
+        constexpr bool is_whole = decltype(whole)::is;
+        constexpr double log_two = 0.69314718055994530942;
+        Wide sums[kLanes] = {};
+        for (Index c = 0; c < n; c += kLanes) {
+          const IVec<double> inside = first_lanes(n - c);
+#pragma GCC unroll 8
+          for (Index m = 0; m < kLanes; ++m) {
+            if (!is_whole && m == count) break;
+            const Wide z = 2.0 * magnitude<double>(load<is_whole>(u + (r + m) * ldu + c, n - c));
+            sums[m] += only(log_two - z - 2.0 * log1p<double>(exp<double>(-z)), inside);
+          }
+        }
+        store<is_whole>(out + r, lane_sums<kLanes>(sums), count);
+      });
+}
+
+template <class T>
 void diagonal_products(const T* s, const double* scale, const T* u, Index ldu, Index rows,
                        Index columns, T* out, Index ldout) {
   typedef typename Simd<T>::loose Loose;
@@ -445,6 +465,7 @@ constexpr natgrad::kernels::RowTable<T> table() {
           sum_of_roots,
           gaussian_distances<T>,
           gaussian_scores<T>,
+          log_slopes<T>,
           diagonal_products<T>,
           categorical_log_probs<T>,
           categorical_divergence<T>,
