@@ -16,7 +16,7 @@ import natgrad
 from natgrad import cli, runs
 from natgrad.plot import learning_curve
 
-COMMANDS = ("train", "eval", "enjoy", "plot", "bench")
+COMMANDS = ("train", "eval", "enjoy", "plot", "bench", "gallery")
 SHORT = ("--batch-size", "128", "--hidden", "8", "--critic-hidden", "8", "--steps", "512")
 
 

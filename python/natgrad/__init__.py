@@ -74,6 +74,12 @@ if TYPE_CHECKING:
     from natgrad.environments import Environments as Environments
     from natgrad.evaluation import Evaluation as Evaluation
     from natgrad.evaluation import evaluate as evaluate
+    from natgrad.optimize import Backtracking as Backtracking
+    from natgrad.optimize import ExactStep as ExactStep
+    from natgrad.optimize import FixedStep as FixedStep
+    from natgrad.optimize import MinimizeStatus as MinimizeStatus
+    from natgrad.optimize import TrustRegion as TrustRegion
+    from natgrad.optimize import minimize as minimize
     from natgrad.rollout import Rollout as Rollout
     from natgrad.rollout import collect as collect
 
@@ -86,6 +92,14 @@ _LAZY = {
     "config": ("NPGConfig", "REINFORCEConfig", "TRPOConfig"),
     "environments": ("EnvironmentFault", "Environments"),
     "evaluation": ("Evaluation", "evaluate"),
+    "optimize": (
+        "Backtracking",
+        "ExactStep",
+        "FixedStep",
+        "MinimizeStatus",
+        "TrustRegion",
+        "minimize",
+    ),
     "rollout": ("Rollout", "collect"),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
@@ -96,6 +110,7 @@ __all__ = [
     "TRPO",
     "AdamFit",
     "Agent",
+    "Backtracking",
     "Batch",
     "Bernoulli",
     "Beta",
@@ -113,13 +128,16 @@ __all__ = [
     "Environments",
     "EvalCallback",
     "Evaluation",
+    "ExactStep",
     "Fisher",
     "FitReport",
+    "FixedStep",
     "GaussNewtonFit",
     "KFac",
     "LineSearch",
     "LineSearchResult",
     "LineSearchStatus",
+    "MinimizeStatus",
     "MultiCategorical",
     "NPGConfig",
     "NystromPreconditioner",
@@ -135,6 +153,7 @@ __all__ = [
     "TRPOConfig",
     "TrainingInterrupted",
     "TrainingStalled",
+    "TrustRegion",
     "TrustRegionUpdate",
     "UpdateReport",
     "UpdateStatus",
@@ -145,6 +164,7 @@ __all__ = [
     "evaluate",
     "gae",
     "get_num_threads",
+    "minimize",
     "set_num_threads",
     "show_config",
 ]

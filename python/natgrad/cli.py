@@ -1,4 +1,4 @@
-"""The command `natgrad`: train, presets, eval, enjoy, plot, bench."""
+"""The command `natgrad`: train, presets, eval, enjoy, plot, bench, gallery."""
 
 import argparse
 import dataclasses
@@ -271,6 +271,17 @@ def _bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _gallery(arguments: argparse.Namespace) -> int:
+    from natgrad import gallery
+
+    if arguments.list:
+        for name, picture in gallery.pictures().items():
+            print(f"{name:<24}{picture.title}")
+        return 0
+    print(gallery.write(arguments.names, arguments.output, progress=arguments.progress))
+    return 0
+
+
 def _peers() -> Any:
     from natgrad import peers
 
@@ -422,6 +433,23 @@ def _parser() -> argparse.ArgumentParser:
     peers = bench.add_argument_group("peers")
     peers.add_argument("--peer", nargs="+", metavar="NAME",
                        help="jax, sb3-contrib, tianshou (default: all installed)")  # fmt: skip
+
+    gallery = _command(
+        commands,
+        "gallery",
+        _gallery,
+        "draw the ideas behind natural gradients",
+        "Draws every picture as PNG, writes its data as CSV, and makes a page, index.html, which "
+        "says what to see and how each was made.",
+    )
+    gallery.add_argument("names", nargs="*", metavar="NAME", help="of pictures (default: all)")
+    gallery.add_argument("-o", "--output", default="gallery", metavar="DIR",
+                         help="folder (default: gallery)")  # fmt: skip
+    gallery.add_argument("--list", action="store_true", help="print names and titles, draw nothing")
+    gallery.add_argument(
+        "--progress", action=argparse.BooleanOptionalAction,
+        help="progress bar (default: if stderr is a terminal)",
+    )  # fmt: skip
     return parser
 
 
