@@ -114,6 +114,23 @@ def test_divergence_and_fisher_of_trajectories_are_those_of_a_decision_times_the
     assert relative_error(3 * mdp.fisher(policy).to_dense(), fisher) < 1e-12
 
 
+def test_scores_times_returns_have_the_gradient_for_mean_whatever_the_baseline():
+    """REINFORCE; and what does not depend on the action changes nothing."""
+    rng = np.random.default_rng(21)
+    mdp = random_mdp(rng, horizon=3)
+    policy, baseline = network(mdp, hidden=(2,)), rng.normal(size=3)
+    table = mdp.probabilities(policy)
+    scores = np.array([[policy.score(mdp.features[[s]], [a]) for a in range(2)] for s in range(3)])
+    whole = less = 0.0
+    for path, taken, p in trajectories(mdp, table):
+        rewards = [mdp.rewards[sa] for sa in zip(path, taken, strict=True)]
+        each = [scores[sa] for sa in zip(path, taken, strict=True)]
+        whole += p * sum(each) * sum(rewards)
+        less += p * sum((sum(rewards[t:]) - baseline[path[t]]) * each[t] for t in range(3))
+    assert relative_error(whole, mdp.gradient(policy)) < 1e-12
+    assert relative_error(less, mdp.gradient(policy)) < 1e-12
+
+
 def test_with_a_discount_an_episode_ends_after_each_step_with_what_is_missing_to_one():
     rng = np.random.default_rng(2)
     endless = random_mdp(rng, discount=0.7)

@@ -6,7 +6,6 @@ import sys
 import gymnasium
 import numpy as np
 import pytest
-from conftest import relative_error
 from environments import SMALL
 from gymnasium.utils.env_checker import check_env
 from scipy import integrate
@@ -304,17 +303,3 @@ def test_the_command_line_trains_on_a_world(tmp_path, capsys, monkeypatch):
     folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert folders == sorted(f"{id.replace('/', '-')}_trpo_0_1" for id in WORLDS)
     assert cli.main(["eval", f"runs/{folders[0]}", "--episodes", "2"]) in (None, 0)
-
-
-def test_a_natural_step_is_the_same_at_every_scale_of_the_parameters_and_a_plain_one_is_not():
-    from natgrad.gallery.reinforcement import linear_quadratic_steps
-
-    natural = [linear_quadratic_steps(scale, natural=True, steps=200) for scale in SCALES]
-    for path in natural[1:]:
-        assert relative_error(path, natural[0]) < 1e-10
-    plain = [linear_quadratic_steps(scale, natural=False, steps=200) for scale in SCALES]
-    for path in plain[1:]:
-        assert relative_error(path, plain[0]) > 0.01
-
-
-SCALES = ((1.0, 1.0), (10.0, 1.0), (1.0, 10.0))
