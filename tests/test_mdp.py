@@ -184,9 +184,14 @@ def test_the_average_reward_does_not_depend_on_a_start_that_is_left_for_good():
     transitions = np.zeros((3, 2, 3))
     transitions[0, :, 1] = transitions[1, :, 2] = transitions[2, :, 1] = 1.0
     rewards = np.array([[9.0, 9.0], [1.0, 1.0], [3.0, 3.0]])
-    at = MDP(transitions, rewards, [1, 0, 0]).evaluate(np.full((3, 2), 0.5))
+    mdp = MDP(transitions, rewards, [1, 0, 0])
+    at = mdp.evaluate(np.full((3, 2), 0.5))
     assert at.value == pytest.approx(2.0)  # though the chain has a period
     np.testing.assert_allclose(at.state_distribution, [0, 0.5, 0.5], atol=1e-15)
+    policy = network(mdp)
+    dense = mdp.fisher(policy).to_dense()  # its weights are not negative, whatever the rounding
+    want = natgrad.Fisher(policy, mdp.features[1:]).to_dense()
+    np.testing.assert_allclose(dense, want, atol=1e-12)
 
 
 @every_criterion
@@ -488,8 +493,9 @@ def test_a_policy_that_cannot_be_improved_stays_as_it_is():
 
 def test_where_nothing_follows_the_best_table_is_the_greedy_one():
     mdp = random_mdp(np.random.default_rng(20), actions=3, horizon=1)
-    at = mdp.evaluate(np.full((3, 3), 1 / 3))
-    np.testing.assert_array_equal(at.maximise_lower_bound(), np.eye(3)[mdp.rewards.argmax(axis=1)])
+    best = np.eye(3)[mdp.rewards.argmax(axis=1)]
+    for table in (np.full((3, 3), 1 / 3), np.eye(3)[mdp.rewards.argmin(axis=1)], best):
+        np.testing.assert_array_equal(mdp.evaluate(table).maximise_lower_bound(), best)
 
 
 # ------------------------------------------------------------------------------------- bad inputs

@@ -127,6 +127,7 @@ class MDP:
             value = float(occupancy[0] @ rewards)
             values = np.linalg.solve(system, rewards - value)[None]
             future = values
+        occupancy = np.maximum(occupancy, 0.0)  # rounding, where nobody goes
         worth = self.rewards + np.einsum("sau,tu->tsa", self.transitions, future)
         advantages = worth - (table * worth).sum(axis=2, keepdims=True)
         return Evaluation(self, table, value, values, occupancy, advantages, following)
@@ -273,15 +274,17 @@ class Evaluation:
         This policy where no action is better; one that is always certain where nothing follows.
         """
         table, taken = self.probabilities.copy(), self.probabilities > 0
+        scale = np.abs(self.mdp.rewards).max() + np.abs(self.state_values).max()
+        rounding = _ROUNDING * scale * self.visits
+        if self.penalty == 0:  # nothing follows: the surrogate is the return
+            moved = self.credit.max(axis=1) > rounding
+            table[moved] = np.eye(table.shape[1])[self.credit[moved].argmax(axis=1)]
+            return table
         best = self.credit.max(axis=1, where=taken, initial=-np.inf, keepdims=True)
         behind = np.where(taken, best - self.credit, 0.0)
         gain = (table * behind).sum(axis=1)
         spread = np.sqrt((table * (behind - gain[:, None]) ** 2).sum(axis=1))
-        scale = np.abs(self.mdp.rewards).max() + np.abs(self.state_values).max()
-        moved = gain > _ROUNDING * scale * self.visits
-        if self.penalty == 0:  # nothing follows: the surrogate is the return
-            table[moved] = np.eye(table.shape[1])[behind[moved].argmin(axis=1)]
-            return table
+        moved = gain > rounding
         p, behind, spread = table[moved], behind[moved], spread[moved]
 
         def excess(log_kl: Floats) -> tuple[Any, Any]:

@@ -413,10 +413,10 @@ PICTURES = (
             f"Green: natgrad.TrustRegionUpdate with max_kl = {LINE_STEP}, in (μ, log σ)."
         ),
         deviation=(
-            "The paper gives neither horizon nor batch, and its step with raw returns leaves "
-            "everything: the first one from here puts μ millions away. Standardised returns, or "
-            "a trust region of that size, show what it describes. Nothing in its update keeps σ "
-            "positive; here there is a floor."
+            "The paper gives neither horizon nor batch, and with raw returns its natural step "
+            "overshoots: the first one from here puts μ tens of thousands away. Standardised "
+            "returns, or a trust region of that size, show what it describes. Nothing in its "
+            "update keeps σ positive; here there is a floor."
         ),
         data=line,
         draw=draw_line,
