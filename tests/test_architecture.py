@@ -55,6 +55,8 @@ PYTHON_FLOORS = [
     "sb3",
     "tianshou",
     "tianshou_highlevel",
+    "mdp",
+    "worlds",
     "normalization",
     "pool",
     "environments",

@@ -12,6 +12,7 @@ from environments import run
 from scipy import stats
 
 from natgrad import cli, gallery
+from natgrad.gallery import decisions
 
 PICTURES = gallery.pictures()
 
@@ -291,3 +292,105 @@ def test_the_empirical_fisher_matrix_needs_the_models_own_samples():
     )
     assert true[near_zero].min() > true[grid["sigma"] == 4].min()
     assert empirical[near_zero].max() < 0.1 * true[near_zero].min()
+
+
+def test_figure_4_has_its_closed_form_and_its_order():
+    tables = data("figure-4")
+    for method in ("gradient", "natural", "trust-region"):
+        assert tables[method]["mean"][0] == pytest.approx(-(385 - 100 + 10) * 100 - 55 * 196)
+    gradient, natural, within = (tables[m]["mean"] for m in ("gradient", "natural", "trust-region"))
+    assert natural[40] > -200
+    assert within[40] > -200
+    assert gradient[40] < -30_000
+    assert gradient[-1] > gradient[0]  # it learns, too
+    assert tables["parameters"]["gradient-sigma"][-1] > 10  # but not to be certain
+    agents = np.array([tables["natural"][f"agent{i}"] for i in range(10)])
+    np.testing.assert_allclose(agents.mean(axis=0), natural)
+    assert len({agent[5] for agent in agents}) == 10
+
+
+def test_figure_4_cannot_be_had_with_raw_returns():
+    for seed in range(decisions.AGENTS):
+        mean, _ = decisions.line_agent("natural", seed, updates=1, standardized=False)[1]
+        assert abs(mean) > 1e4
+
+
+def test_the_plateau_is_there_and_as_long_as_predicted():
+    begin = np.log(decisions.STAY / (1 - decisions.STAY))
+    K = decisions.plateau_constant(begin)
+    np.testing.assert_allclose(K, np.log(4) - 1 - np.log(9) + 18)
+    gradient, natural = (data("plateau")[name] for name in ("gradient", "natural"))
+    time, reward = gradient["time"], gradient["reward"]
+    assert time[-1] == pytest.approx(np.exp(K) / 4, rel=1e-3)
+    assert time[-1] == pytest.approx(2.684e6, rel=1e-3)
+    flat = (reward > 0.99) & (reward < 1.01)
+    assert time[flat][-1] - time[flat][0] > 0.999 * time[-1]
+    assert gradient["second"].min() == pytest.approx(1.297e-6, rel=1e-2)
+    thetas = np.stack([gradient["theta1"], gradient["theta2"]], axis=1)
+    kept = [decisions.plateau_constant(theta) for theta in thetas]
+    np.testing.assert_allclose(kept, K, rtol=1e-5)
+    assert natural["time"][-1] == pytest.approx(2.55, rel=1e-2)
+    assert natural["second"].min() > 0.058
+    # As the caption says of another start.
+    nearby = np.array([0.8, 0.09])
+    longer = np.exp(decisions.plateau_constant(np.log(nearby / (1 - nearby))) - K)
+    assert longer == pytest.approx(8, rel=0.05)
+
+
+def test_natural_steps_are_the_same_at_three_scales_and_gradient_steps_are_not():
+    natural, plain = (
+        [decisions.system_steps(scale, which, steps=300) for scale in decisions.SCALES]
+        for which in (True, False)
+    )
+    for path in natural[1:]:
+        np.testing.assert_allclose(path, natural[0], rtol=1e-10)
+    for path in plain[1:]:
+        assert np.linalg.norm(path - plain[0]) > 0.1 * np.linalg.norm(plain[0] - plain[0][0])
+    tables = data("linear-quadratic")
+    hits = {name: table["step"][np.argmax(table["cost"] < 22)] for name, table in tables.items()}
+    assert hits["natural-1-1"] == hits["natural-10-1"] == hits["natural-1-10"]
+    for name in ("gradient-1-1", "gradient-10-1", "gradient-1-10"):
+        cost = tables[name]["cost"]
+        assert cost.min() > 22 or hits[name] > 17 * hits["natural-1-1"]
+        assert cost[-1] > tables["natural-1-1"]["cost"][-1] + 1
+
+
+def test_the_policy_of_the_linear_system_has_the_jacobian_of_finite_differences():
+    x, h = np.array([-0.9, -0.4]), 1e-6
+    jacobian = decisions.gain_and_std(x)[2]
+    for i in range(2):
+        up, down = (decisions.gain_and_std(x + s * h * np.eye(2)[i])[:2] for s in (1, -1))
+        np.testing.assert_allclose(jacobian[:, i], np.subtract(up, down) / (2 * h), rtol=1e-6)
+
+
+def test_bounds_lie_below_the_return_and_its_maximiser_where_the_picture_says():
+    for name in ("near", "far"):
+        table = data("minorise-maximise")[name]
+        assert (table["bound"] <= table["return"] + 1e-12).all()
+        assert (table["mean_bound"] <= table["return"] + 1e-12).all()
+        touch = np.argmin(np.abs(table["step"]))
+        for column in ("return", "surrogate", "bound", "mean_bound"):
+            assert table[column][touch] == pytest.approx(table["return"][touch])
+    near = data("minorise-maximise")["near"]
+    assert near["step"][near["bound"].argmax()] == pytest.approx(1)
+    iterations = data("minorise-maximise")["iterations"]
+    assert (np.diff(iterations["minorise_maximise"]) >= 0).all()
+    slow, quick = (
+        np.argmax(iterations[name] > 17) for name in ("minorise_maximise", "trust_region")
+    )
+    assert 15 < slow / quick < 30
+    assert iterations["trust_region"][-1] == pytest.approx(18, abs=1e-3)
+
+
+def test_divergences_of_trajectories_grow_with_the_horizon_and_shrink_with_the_third_power():
+    horizons, lengths = (data("trajectories")[name] for name in ("horizons", "lengths"))
+    assert horizons["trajectory"][-1] > 20 * horizons["trajectory"][0]
+    settled = horizons["per_decision"]
+    assert abs(settled[-1] - settled[-10]) < 0.01 * settled[-1]
+    short = lengths["length"] < 1e-2
+    for name, power in (("old_new", 2), ("new_old", 2), ("half_quadratic", 2), ("difference", 3)):
+        slope = np.polyfit(np.log(lengths["length"][short]), np.log(lengths[name][short]), 1)[0]
+        assert slope == pytest.approx(power, abs=0.05)
+    np.testing.assert_allclose(
+        lengths["old_new"][short], lengths["half_quadratic"][short], rtol=0.02
+    )

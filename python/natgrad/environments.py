@@ -21,6 +21,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
+import natgrad.worlds  # noqa: F401  (registers its environments)
 from natgrad.pool import EnvPoolStepper
 from natgrad.spaces import ActionDecoder, ObservationEncoder
 

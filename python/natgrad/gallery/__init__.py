@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Picture", "Table", "Tables", "pictures", "write"]
 
-MODULES = ("distributions", "descent", "reparameterization")  # in the order of the page
+MODULES = (
+    "distributions",
+    "descent",
+    "reparameterization",
+    "decisions",
+)  # in the order of the page
 
 Table: TypeAlias = Mapping[str, NDArray[Any]]  # columns of one length by their names
 Tables: TypeAlias = Mapping[str, Table]
