@@ -414,9 +414,9 @@ PICTURES = (
         ),
         deviation=(
             "The paper gives neither horizon nor batch, and with raw returns its natural step "
-            "overshoots: the first one from here puts μ tens of thousands away. Standardised "
-            "returns, or a trust region of that size, show what it describes. Nothing in its "
-            "update keeps σ positive; here there is a floor."
+            "overshoots: the first one from here puts μ some 80 000 away, in the median. "
+            "Standardised returns, or a trust region of that size, show what it describes. "
+            "Nothing in its update keeps σ positive; here there is a floor."
         ),
         data=line,
         draw=draw_line,
