@@ -310,9 +310,12 @@ def test_figure_4_has_its_closed_form_and_its_order():
 
 
 def test_figure_4_cannot_be_had_with_raw_returns():
-    for seed in range(decisions.AGENTS):
-        mean, _ = decisions.line_agent("natural", seed, updates=1, standardized=False)[1]
-        assert abs(mean) > 1e4
+    first = [
+        decisions.line_agent("natural", seed, updates=1, standardized=False)[1, 0]
+        for seed in range(decisions.AGENTS)
+    ]
+    assert np.median(np.abs(first)) > 5e4
+    assert np.abs(first).min() > 100
 
 
 def test_the_plateau_is_there_and_as_long_as_predicted():
