@@ -68,7 +68,12 @@ class Recorder:
 
 def record(task: str, seed: int) -> tuple[natgrad.ValueFunction, list[tuple[Any, Any]]]:
     """A critic that has seen nothing, and the rollouts of a run with their normalisers."""
-    agent = natgrad.TRPO(task, seed=seed, batch_size=TASKS[task])
+    agent = natgrad.TRPO(
+        task,
+        natgrad.TRPOConfig(
+            seed=seed, batch_size=TASKS[task], preconditioner="none", cg_iterations=10
+        ),
+    )
     critic, recorder = agent.critic.copy(), Recorder(agent)
     agent.learn(ROLLOUTS * TASKS[task])
     agent.close()

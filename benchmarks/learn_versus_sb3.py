@@ -57,11 +57,14 @@ def build(task: str, seed: int) -> tuple[Any, dict[str, natgrad.TRPO]]:
     ours = {
         name: natgrad.TRPO(
             task,
-            seed=seed,
-            batch_size=STEPS,
-            cg_iterations=theirs.cg_max_steps,
-            normalize_observations=False,
-            **critic,
+            natgrad.TRPOConfig(
+                seed=seed,
+                batch_size=STEPS,
+                cg_iterations=theirs.cg_max_steps,
+                preconditioner="none",
+                normalize_observations=False,
+                **critic,
+            ),
         )
         for name, critic in CRITICS.items()
     }

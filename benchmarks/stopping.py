@@ -23,7 +23,8 @@ WINDOWS = (1, 2, 3, 5, 10)
 
 def system(task: str, steps: int) -> tuple[natgrad.Fisher, NDArray[Any]]:
     """F and g of the update after so many steps."""
-    agent = natgrad.TRPO(task, seed=0)
+    config = natgrad.TRPOConfig(seed=0, preconditioner="none", cg_iterations=10)
+    agent = natgrad.TRPO(task, config)
     if steps:
         agent.learn(steps)
     rollout = natgrad.collect(

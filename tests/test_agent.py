@@ -88,7 +88,9 @@ def test_halfcheetah_improves_in_processes_and_stays_within_its_trust_region():
 # Options ---------------------------------------------------------------------------------------
 
 WITH_ADAM = {"critic": "adam"}
-WITH_CG = {"solver": "cg"}  # problems as small as these are solved directly
+# Problems as small as these are solved directly.
+WITH_CG = {"solver": "cg", "preconditioner": "none"}
+WITH_KFAC = {"solver": "cg", "preconditioner": "kfac"}
 WITH_BACKTRACKING = {"max_kl": 5.0, "damping": 1e-5, **WITH_CG}
 CHANGES = {  # option: another value, and options without which it would mean nothing
     "seed": (1, {}),
@@ -126,13 +128,13 @@ CHANGES = {  # option: another value, and options without which it would mean no
     "damping_mode": ("trace", {}),
     "damping_min": (0.09, {"damping_mode": "adaptive"}),
     "damping_max": (0.1, {"damping_mode": "adaptive", **WITH_BACKTRACKING, "damping": 0.1}),
-    "solver": ("cg", {}),
-    "preconditioner": ("kfac", WITH_CG),
-    "kfac_every": (4, {"preconditioner": "kfac", **WITH_CG}),
-    "kfac_refresh": (2, {"preconditioner": "kfac", **WITH_CG}),
-    "kfac_decay": (0.5, {"preconditioner": "kfac", **WITH_CG}),
-    "cg_last_residual": (False, {"cg_iterations": 1, **WITH_CG}),
-    "nystrom_rank": (5, {"preconditioner": "nystrom", **WITH_CG}),
+    "solver": ("direct", WITH_CG),
+    "preconditioner": ("kfac", {"solver": "cg"}),
+    "kfac_every": (4, WITH_KFAC),
+    "kfac_refresh": (2, WITH_KFAC),
+    "kfac_decay": (0.5, WITH_KFAC),
+    "cg_last_residual": (False, {**WITH_CG, "cg_iterations": 1}),
+    "nystrom_rank": (5, {**WITH_CG, "preconditioner": "nystrom"}),
     "fisher": ("empirical", {}),
     "curvature_fraction": (0.2, {}),
     "line_search_shrink": (0.3, WITH_BACKTRACKING),
@@ -281,7 +283,7 @@ def test_a_damping_that_is_adapted_starts_within_its_bounds(options):
 
 
 def test_the_log_says_how_the_system_was_solved():
-    options = {"solver": "cg", **SMALL}
+    options = {**SMALL, **WITH_CG}
     logs = history(natgrad.TRPO("CartPole-v1", cg_progress_tolerance=0.05, **options), 256)
     assert {log["train/cg_status"] for log in logs} == {"SLOW_PROGRESS"}
     assert all(log["train/cg_products"] == log["train/cg_iterations"] < 10 for log in logs)
@@ -736,7 +738,8 @@ def test_the_progress_bar_fits_into_80_columns():
         while part := os.read(ours, 4096):
             text += part
     os.close(ours)
-    assert process.wait() == 0
+    process.communicate()
+    assert process.returncode == 0
     lines = [line for line in re.split("[\r\n]+", text.decode()) if line.strip()]
     assert all(len(line) <= 80 for line in lines), lines
     assert "1.00k/1.00k" in lines[-1]  # the last update goes beyond, the bar does not
