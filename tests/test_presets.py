@@ -28,10 +28,10 @@ def test_every_entry_is_the_length_or_an_option():
 
 def test_an_agent_takes_the_preset_and_what_is_given_goes_before_it():
     options = presets.options(NAME, natgrad.TRPOConfig)
-    assert options["max_kl"] != 0.02
+    assert options["cg_iterations"] != 2
     assert natgrad.TRPO(NAME).config == natgrad.TRPOConfig(**options)
-    given = natgrad.TRPO(NAME, max_kl=0.02, seed=3).config
-    assert given == natgrad.TRPOConfig(**{**options, "max_kl": 0.02, "seed": 3})
+    given = natgrad.TRPO(NAME, cg_iterations=2, seed=3).config
+    assert given == natgrad.TRPOConfig(**{**options, "cg_iterations": 2, "seed": 3})
     assert natgrad.TRPO(NAME, natgrad.TRPOConfig()).config == natgrad.TRPOConfig()
 
 
@@ -51,7 +51,7 @@ def test_the_command_prints_options_that_train_takes(capsys):
     assert main(["presets", NAME]) == 0
     first, *rest = capsys.readouterr().out.splitlines()
     assert first == f"{NAME}  --steps {presets.steps(NAME)}"
-    assert f"--max-kl {presets.options(NAME, natgrad.TRPOConfig)['max_kl']}" in " ".join(rest)
+    assert "--preconditioner kfac --cg-iterations 1" in " ".join(rest)
     assert all(len(line) <= 80 for line in rest)
 
 

@@ -155,8 +155,8 @@ class AgentConfig:
 class NPGConfig(AgentConfig):
     """Options of `natgrad.NPG`: the closed-form step to the boundary of the trust region."""
 
-    # Schulman et al. (2015) bound the mean KL divergence by 0.01; the damping is that of the
-    # reference implementation of the same authors, and so is the accuracy: that of ten plain products,
+    # Schulman et al. (2015) bound the mean KL divergence by 0.01; damping and accuracy, that of ten
+    # plain products, are those of the reference implementation of the same authors. The accuracy is
     # reached in less time (docs/decisions/0022-*.md).
     max_kl: float = _option(
         0.01, "trust region", "largest mean KL(old || new) of an update, in nats", above=0.0
