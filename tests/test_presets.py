@@ -7,7 +7,7 @@ import natgrad
 from natgrad import presets
 from natgrad.cli import main
 
-NAME = "HalfCheetah-v5"
+NAME = "Hopper-v5"
 
 
 @pytest.mark.parametrize("name", presets.names())
