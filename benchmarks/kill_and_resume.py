@@ -17,11 +17,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from natgrad import runs
+from natgrad import checkpoint, runs
 
 
 def command(*arguments: object) -> list[str]:
@@ -68,16 +69,22 @@ def disturbed(arguments: list[object], folder: Path, pauses: list[float]) -> int
     return kills
 
 
+def progress(path: Path) -> dict[str, Any]:
+    """What a checkpoint says beside its arrays, but for the time of day."""
+    found: dict[str, Any] = checkpoint.read_metadata(path)["progress"]
+    del found["seconds"]
+    found["recent_episodes"] = [episode[:2] for episode in found["recent_episodes"]]
+    return found
+
+
 def differences(first: Path, second: Path) -> list[str]:
     """What two finished runs do not share."""
-    found = []
-    with (
-        np.load(runs.checkpoints(first)[-1]) as ours,
-        np.load(runs.checkpoints(second)[-1]) as theirs,
-    ):
+    ends = [runs.checkpoints(run)[-1] for run in (first, second)]
+    found = [] if progress(ends[0]) == progress(ends[1]) else ["progress"]
+    with np.load(ends[0]) as ours, np.load(ends[1]) as theirs:
         if sorted(ours) != sorted(theirs):
             found.append("names of the arrays")
-        arrays = [name for name in ours if ours[name].dtype.kind in "fiub" and name in theirs]
+        arrays = [name for name in ours if name != "metadata" and name in theirs]
         found += [name for name in arrays if ours[name].tobytes() != theirs[name].tobytes()]
     episodes = [
         [line.rsplit(",", 1)[0] for line in (run / "monitor.csv").read_text().splitlines()[1:]]

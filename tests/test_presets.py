@@ -1,11 +1,13 @@
 """Settings by environment: sound, taken by default, overridden option by option."""
 
+import shlex
+
 import gymnasium
 import pytest
 
 import natgrad
 from natgrad import presets
-from natgrad.cli import main
+from natgrad.cli import _argument, _parser, main
 
 NAME = "Hopper-v5"
 
@@ -53,6 +55,23 @@ def test_the_command_prints_options_that_train_takes(capsys):
     assert first == f"{NAME}  --steps {presets.steps(NAME)}"
     assert "--preconditioner kfac --cg-iterations 1" in " ".join(rest)
     assert all(len(line) <= 80 for line in rest)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("max_kl", 0.03),
+        ("preconditioner", "kfac"),
+        ("normalize_observations", False),
+        ("warm_start", True),
+        ("hidden", (32, 16)),
+        ("hidden", ()),
+        ("env_options", {"gravity": 5.0}),
+    ],
+)
+def test_train_reads_an_option_as_presets_prints_it(option, value):
+    words = shlex.split(_argument(option, value))
+    assert vars(_parser().parse_args(["train", NAME, *words]))[option] == value
 
 
 def test_the_command_lists_all(capsys):
