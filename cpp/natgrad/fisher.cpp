@@ -348,8 +348,8 @@ template <class T>
 void Fisher<T>::fill_signed(Index first, Index every, Matrix<T> d) const {
   std::visit(
       [&](const auto& distribution) {
-        if (distribution_
-                .has_shared_curvature()) {  // diagonal: its root once, and last where it is
+        // Shared curvature is diagonal: its root is taken once, in the row that is filled last.
+        if (distribution_.has_shared_curvature()) {
           const T* root = d.row(0);
           const auto one = [](Index) { return 1.0; };
           distribution.fisher_root_product(state(0), one, 1.0, d.row(0));
@@ -358,8 +358,9 @@ void Fisher<T>::fill_signed(Index first, Index every, Matrix<T> d) const {
             RandomSigns sign(n);
             const double scale = std::sqrt(weights_[n]);
             T* row = d.row(r);
-            for (Index k = 0; k < d.columns; ++k)
+            for (Index k = 0; k < d.columns; ++k) {
               row[k] = static_cast<T>(scale * sign(k)) * root[k];
+            }
           }
           return;
         }
