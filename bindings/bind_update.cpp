@@ -107,11 +107,11 @@ UpdateReport run_step(PyTrustRegionUpdate& self, py::handle gradient, py::handle
       options.solver == Solver::automatic || options.solver == Solver::conjugate_gradient;
   if (!iterative || options.preconditioner != PreconditionerKind::none || options.warm_start ||
       options.damping_mode != DampingMode::fixed || !options.damping_metric.empty() ||
-      !options.cg_last_residual) {
+      !options.cg_last_residual || options.log_std_min.has_value()) {
     wrong_value("fisher",
                 "want an update with solver 'auto' or 'cg', damping_mode 'fixed' and the last "
-                "residual, without preconditioner, warm start and metric, for an operator of one's "
-                "own");
+                "residual, without preconditioner, warm start, metric and log_std_min, for an "
+                "operator of one's own");
   }
   const auto g = vector_of<double>(gradient, "gradient", -1, false);
   const Index n = g.size();
@@ -331,6 +331,9 @@ kl_direction : {'old_new', 'new_old'}
     Which divergence max_kl bounds.
 step_size : float > 0, optional
     The step is step_size * x, whatever max_kl says; a line search still bounds its KL.
+log_std_min : float, optional
+    Floor of the log standard deviations of a Gaussian that are parameters. A candidate below it is put
+    onto it, and its KL and improvement are those there; one that is below already may only rise.
 
 Call it as update(policy, batch) with a `Batch`; returns an UpdateReport. Transactional: parameters
 change only if the status is ACCEPTED. Bad arrays raise ValueError or TypeError before anything
@@ -347,7 +350,7 @@ an adaptive damping, the step of a warm start, kept factors and what 'auto' foun
                        const std::string& damping_mode, double damping_min, double damping_max,
                        py::handle damping_metric, const std::string& solver, double cg_atol,
                        const std::string& kl_reduction, const std::string& kl_direction,
-                       std::optional<double> step_size) {
+                       std::optional<double> step_size, std::optional<double> log_std_min) {
              TrustRegionOptions options;
              options.max_kl = positive(max_kl, "max_kl");
              options.damping = non_negative(damping, "damping");
@@ -386,6 +389,9 @@ an adaptive damping, the step of a warm start, kept factors and what 'auto' foun
              if (kl_reduction == "mean") options.kl_reduction = KlReduction::mean;
              if (kl_direction == "new_old") options.kl_direction = KlDirection::new_old;
              if (step_size.has_value()) options.step_size = positive(*step_size, "step_size");
+             if (log_std_min.has_value()) {
+               options.log_std_min = number(*log_std_min, "log_std_min", true, "a finite number");
+             }
              options.damping_metric = damping_metric_of(damping_metric);
              if (!options.damping_metric.empty() && options.damping_mode == DampingMode::trace) {
                wrong_value("damping_metric",
@@ -423,7 +429,8 @@ an adaptive damping, the step of a warm start, kept factors and what 'auto' foun
            py::arg("damping_max") = defaults.damping_rule.high,
            py::arg("damping_metric") = py::none(), py::arg("solver") = "auto",
            py::arg("cg_atol") = defaults.cg_atol, py::arg("kl_reduction") = "sum",
-           py::arg("kl_direction") = "old_new", py::arg("step_size") = py::none())
+           py::arg("kl_direction") = "old_new", py::arg("step_size") = py::none(),
+           py::arg("log_std_min") = py::none())
       .def_property(
           "state", &PyTrustRegionUpdate::state, &PyTrustRegionUpdate::set_state,
           "float64 vector; save it and assign it to go on where an update stopped. Empty\n"
@@ -458,7 +465,7 @@ surrogate : float
 Returns an UpdateReport. If it is ACCEPTED, the policy is where it is to be; if not, or if a function
 raised, the caller puts it back. `fisher`, `curvature_fraction` and `normalize_advantages` of the
 constructor are the functions' business here; direct solvers, preconditioners, warm starts, a metric,
-cg_last_residual=False and damping other than fixed raise ValueError.)");
+cg_last_residual=False, log_std_min and damping other than fixed raise ValueError.)");
 
   const PolicyGradientOptions plain;
   py::class_<PyPolicyGradientUpdate>(m, "PolicyGradientUpdate",

@@ -119,6 +119,7 @@ CHANGES = {  # option: another value, and options without which it would mean no
     "critic_minibatch_size": (20, WITH_ADAM),
     "critic_learning_rate": (0.1, WITH_ADAM),
     "max_kl": (0.05, {}),
+    "log_std_min": (0.5, {"log_std_init": 0.5}),
     "damping": (1.0, {}),
     "cg_iterations": (1, WITH_CG),
     "cg_rtol": (0.9, WITH_CG),

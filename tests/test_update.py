@@ -272,6 +272,32 @@ def test_the_entropy_under_tanh_is_estimated_from_the_actions(distribution):
     assert 0 < abs(error) < 4 * volumes.std() / np.sqrt(4000)
 
 
+@pytest.mark.parametrize("distribution", ["gaussian", "squashed"])
+def test_a_standard_deviation_stops_at_its_floor_and_the_step_is_judged_there(distribution):
+    p = make_problem(distribution, count=64)
+    free = next(block.offset for block in p.core.layout if block.name == "log_std")
+    first = core.TrustRegionUpdate(max_kl=0.1)(p.core, batch_of(p))
+    there = p.core.parameters.copy()
+    step = (there - p.theta) / first.step_fraction
+    fell = np.flatnonzero(there < p.theta)
+    fell = fell[fell >= free]
+    assert len(fell) > 0
+    for floor in ((there[fell[0]] + p.theta[fell[0]]) / 2, p.theta[fell[0]] + 1):
+        p.core.parameters = p.theta
+        report = core.TrustRegionUpdate(max_kl=0.1, log_std_min=floor)(p.core, batch_of(p))
+        assert report.status == Status.ACCEPTED
+        want = p.theta + report.step_fraction * step
+        lowest = np.minimum(p.theta[free:], floor)  # one that is below already may only rise
+        want[free:] = np.maximum(want[free:], lowest)
+        np.testing.assert_allclose(p.core.parameters, want, rtol=1e-9)
+        assert p.core.parameters[fell[0]] == lowest[fell[0] - free]
+        kl = p.core.kl(p.observations, p.theta).mean()
+        np.testing.assert_allclose(report.kl, kl, rtol=1e-9)
+    for bad in (np.nan, np.inf, -np.inf):
+        with pytest.raises(ValueError, match="log_std_min: want a finite number"):
+            core.TrustRegionUpdate(log_std_min=bad)
+
+
 def test_the_report_holds_every_quantity_that_one_may_want_to_log():
     p = make_problem("gaussian", count=64)
     theta = p.theta.copy()
@@ -443,7 +469,7 @@ def test_functions_that_fail_end_in_a_status_or_reach_the_caller():
         update.step(gradient, np.eye(3), evaluate)
     for options in (
         {"preconditioner": "kfac"}, {"warm_start": True}, {"solver": "dense"},
-        {"cg_last_residual": False},
+        {"cg_last_residual": False}, {"log_std_min": -1.0},
     ):  # fmt: skip
         with pytest.raises(ValueError, match="fisher: want an update with"):
             core.TrustRegionUpdate(**options).step(gradient, product, evaluate)

@@ -36,6 +36,15 @@ void move(const T* theta, double fraction, const double* step, Index n, T* candi
   }
 }
 
+// Keeps what a policy's distribution has for parameters, the log standard deviations of a Gaussian, from
+// falling below a floor.
+template <class T>
+void keep_above(double floor, const Policy<T>& policy, T* candidate) {
+  for (Index i = policy.network().free_offset(); i < policy.parameter_count(); ++i) {
+    candidate[i] = std::max(candidate[i], std::min(policy.parameters()[i], static_cast<T>(floor)));
+  }
+}
+
 // Linearises with the gradient, and reports what ends an update before a direction is sought. True if
 // it goes on.
 template <class T>
@@ -206,6 +215,7 @@ UpdateReport TrustRegionUpdate<T>::operator()(Policy<T>& policy, const Batch<T>&
     };
     const auto evaluate = [&](double fraction) {
       move(policy.parameters(), fraction, solution_.data(), n, candidate_.data());
+      if (options_.log_std_min) keep_above(*options_.log_std_min, policy, candidate_.data());
       return surrogate_.evaluate(candidate_.data(), options_.kl_direction);
     };
     trust_region_step(options_, action_size(policy.distribution()), n, gradient_.data(), solution,

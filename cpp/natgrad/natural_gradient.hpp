@@ -98,6 +98,9 @@ struct TrustRegionOptions {
   KlReduction kl_reduction = KlReduction::sum;
   KlDirection kl_direction = KlDirection::old_new;  // of the bound; F is the same
   std::optional<double> step_size;                  // d = step_size x, whatever max_kl says
+  // Floor of log standard deviations that are parameters: a candidate below it is put onto it, and
+  // judged there. One that is below already may only rise.
+  std::optional<double> log_std_min;
 };
 
 // Conjugate gradients as these options ask for them.

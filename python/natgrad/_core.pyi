@@ -461,6 +461,7 @@ class TrustRegionUpdate:
         kl_reduction: Literal["sum", "mean"] = "sum",
         kl_direction: Literal["old_new", "new_old"] = "old_new",
         step_size: float | None = None,
+        log_std_min: float | None = None,
     ) -> None: ...
     @property
     def state(self) -> Doubles: ...

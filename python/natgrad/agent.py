@@ -696,6 +696,7 @@ def _trust_region_update(config: NPGConfig, line_search: _core.LineSearch | None
         kfac_decay=config.kfac_decay,
         cg_last_residual=config.cg_last_residual,
         nystrom_rank=config.nystrom_rank,
+        log_std_min=config.log_std_min,
     )
 
 

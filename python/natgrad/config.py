@@ -161,6 +161,10 @@ class NPGConfig(AgentConfig):
     max_kl: float = _option(
         0.01, "trust region", "largest mean KL(old || new) of an update, in nats", above=0.0
     )
+    log_std_min: float = _option(
+        -20.0, "trust region", "floor of the logarithm of the standard deviation of Gaussian "
+        "actions", low=-20.0, high=2.0,
+    )  # fmt: skip
     damping: float = _option(0.1, "trust region", "added to the Fisher matrix's diagonal", low=0.0)
     damping_mode: Literal["fixed", "trace", "adaptive"] = _option(
         "fixed", "trust region", "damping as it is, times the mean of the Fisher matrix's "
