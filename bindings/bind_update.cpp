@@ -438,6 +438,13 @@ an adaptive damping, the step of a warm start, kept factors and what 'auto' foun
           "factors\n"
           "kept.")
       .def("__call__", &run_update<PyTrustRegionUpdate>, py::arg("policy"), py::arg("batch"))
+      .def_property(
+          "max_kl", [](PyTrustRegionUpdate& self) { return self.options().max_kl; },
+          [](PyTrustRegionUpdate& self, double max_kl) {
+            positive(max_kl, "max_kl");
+            self.with([&](auto& update) { update.set_max_kl(max_kl); });
+          },
+          "Bound of the updates to come, in nats; may be assigned, for schedules.")
       .def_property_readonly(
           "kl_direction",
           [](PyTrustRegionUpdate& self) {

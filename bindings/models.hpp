@@ -77,20 +77,24 @@ class AnyAlgorithm : public ZeroedUntilConstructed {
     return f(typed<T>());
   }
 
-  typename Algorithm<float>::Options options() {
+  // f(algorithm), whichever type it has at present.
+  template <class F>
+  auto with(F f) {
     const std::lock_guard lock(mutex_);
-    return visit([](auto& a) { return a.options(); });
+    return visit(f);
+  }
+
+  typename Algorithm<float>::Options options() {
+    return with([](auto& a) { return a.options(); });
   }
   py::array_t<double> state() {
-    const std::lock_guard lock(mutex_);
-    const std::vector<double> state = visit([](auto& a) { return a.state(); });
+    const std::vector<double> state = with([](auto& a) { return a.state(); });
     return py::array_t<double>(static_cast<py::ssize_t>(state.size()), state.data());
   }
   void set_state(py::handle given) {
     const auto value = vector_of<double>(given, "state", -1);
     const std::vector<double> state(value.data(), value.data() + value.size());
-    const std::lock_guard lock(mutex_);
-    if (!visit([&](auto& a) { return a.set_state(state); })) {
+    if (!with([&](auto& a) { return a.set_state(state); })) {
       wrong_value("state", "want what `state` gave before, got " + std::to_string(state.size()) +
                                " values that are not a state of this object");
     }

@@ -119,6 +119,7 @@ CHANGES = {  # option: another value, and options without which it would mean no
     "critic_minibatch_size": (20, WITH_ADAM),
     "critic_learning_rate": (0.1, WITH_ADAM),
     "max_kl": (0.05, {}),
+    "max_kl_end": (0.1, {}),
     "log_std_min": (0.5, {"log_std_init": 0.5}),
     "damping": (1.0, {}),
     "cg_iterations": (1, WITH_CG),
@@ -500,9 +501,24 @@ def test_an_agent_of_a_vector_environment_needs_another_to_be_evaluated_in():
 # Reproducibility -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("algorithm", [natgrad.TRPO, natgrad.NPG])
+def test_the_bound_falls_linearly_to_the_end_of_training(algorithm):
+    options = {**SMALL, "max_kl": 1e-3, "max_kl_end": 0.1}
+    agent = algorithm("CartPole-v1", **options)
+    size, seen = options["batch_size"], []
+    agent.learn(10 * size, callback=lambda _, log: seen.append(log["train/kl_divergence_loss"]))
+    bounds = 1e-3 * (1 - 0.9 * np.arange(10) / 10)
+    slack = 1.0 if algorithm is natgrad.TRPO else 1.5  # without a search the bound holds roughly
+    assert (np.array(seen) <= slack * bounds).all()
+    assert (np.array(seen) > 0.3 * bounds).all()
+    assert agent._update.max_kl == pytest.approx(bounds[-1], rel=1e-12)
+    agent.learn(10 * size)  # the second call is the second half
+    assert agent._update.max_kl == pytest.approx(1e-3 * (1 - 0.9 * 19 / 20), rel=1e-12)
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
 @every_algorithm
 @pytest.mark.parametrize("make", [Random, Discrete], ids=["Box", "Discrete"])
-@pytest.mark.parametrize("n_envs", [1, 3])
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(algorithm, make, n_envs):
     first, again, other = (
         algorithm(make, **SMALL, n_envs=n_envs, seed=seed).learn(200) for seed in (5, 5, 6)

@@ -133,6 +133,7 @@ class TrustRegionUpdate {
   explicit TrustRegionUpdate(const TrustRegionOptions& options)
       : options_(options), damping_(options.damping) {}
   const TrustRegionOptions& options() const { return options_; }
+  void set_max_kl(double max_kl) { options_.max_kl = max_kl; }  // of the updates to come
 
   // The next adaptive damping; of an automatic preconditioner, when both ways were tried last and what
   // the better one took; kept Kronecker factors, behind their length; the step (P) of a warm start.

@@ -163,12 +163,17 @@ class Agent(ABC):
         self.last_episodes: list[Episode] = []
         self.recent_episodes: deque[Episode] = deque(maxlen=100)
         self._run: Path | None = None  # folder of the run that this agent belongs to
+        self._goal = 1  # num_timesteps at which `learn` ends
         self._failures = 0  # consecutive updates that failed numerically
         self.training_seconds = 0.0
 
     @abstractmethod
     def _build_update(self) -> Update:
         """The update rule, from `self.config`."""
+
+    def _improve(self, batch: Batch) -> _core.UpdateReport:
+        """One update of the policy."""
+        return self._update(self.policy, batch)
 
     @property
     def env_id(self) -> str | None:
@@ -202,8 +207,9 @@ class Agent(ABC):
     ) -> Self:
         """Trains for a number of environment steps, rounded up to whole updates.
 
-        A second call goes on where the first one stopped. SIGINT and SIGTERM give up the rollout in
-        progress, or finish the update, then save; a second signal interrupts at once.
+        A second call goes on where the first one stopped; a bound that falls (max_kl_end) falls
+        until the end of this call. SIGINT and SIGTERM give up the rollout in progress, or finish
+        the update, then save; a second signal interrupts at once.
 
         Args:
             total_timesteps: steps of this call, over all copies of the environment.
@@ -234,7 +240,7 @@ class Agent(ABC):
                 f"total_timesteps is {total_timesteps} and checkpoint_every {checkpoint_every}; "
                 "wanted at least 1"
             )
-        goal = self.num_timesteps + int(total_timesteps)
+        goal = self._goal = self.num_timesteps + int(total_timesteps)
         hooks = Callbacks(callback)
         if progress_bar:
             hooks.append(ProgressBar(goal))
@@ -333,7 +339,7 @@ class Agent(ABC):
         advantages, returns = (x.ravel()[select] for x in self._advantages(rollout))
         clock.append(time.perf_counter())
 
-        report = self._update(self.policy, Batch(observations, actions, advantages))
+        report = self._improve(Batch(observations, actions, advantages))
         clock.append(time.perf_counter())
         fit = self._critic_fit(self.critic, observations, returns)
         clock.append(time.perf_counter())
@@ -629,32 +635,49 @@ class Agent(ABC):
         return optimizers
 
 
-class NPG(Agent):
+class _TrustRegionAgent(Agent):
+    """What agents share whose steps are bounded by a divergence."""
+
+    config: NPGConfig
+    _update: _core.TrustRegionUpdate
+
+    def _build_update(self) -> Update:
+        return _trust_region_update(self.config, self._line_search())
+
+    @abstractmethod
+    def _line_search(self) -> _core.LineSearch | None:
+        """How a step is shortened, from `self.config`."""
+
+    def _improve(self, batch: Batch) -> _core.UpdateReport:
+        done = self.num_timesteps / self._goal
+        self._update.max_kl = self.config.max_kl * (1 - done * (1 - self.config.max_kl_end))
+        return super()._improve(batch)
+
+
+class NPG(_TrustRegionAgent):
     """Natural policy gradient: the closed-form step to the boundary of the trust region."""
 
     algorithm = "npg"
     config_class = NPGConfig
-    config: NPGConfig
 
-    def _build_update(self) -> Update:
-        return _trust_region_update(self.config, line_search=None)
+    def _line_search(self) -> None:
+        return None
 
 
-class TRPO(Agent):
+class TRPO(_TrustRegionAgent):
     """Trust region policy optimisation: the natural gradient under a line search."""
 
     algorithm = "trpo"
     config_class = TRPOConfig
     config: TRPOConfig
 
-    def _build_update(self) -> Update:
+    def _line_search(self) -> _core.LineSearch:
         config = self.config
-        line_search = _core.LineSearch(
+        return _core.LineSearch(
             config.line_search_shrink,
             config.line_search_max_backtracks,
             config.line_search_accept_ratio,
         )
-        return _trust_region_update(config, line_search)
 
 
 class REINFORCE(Agent):

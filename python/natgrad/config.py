@@ -161,6 +161,12 @@ class NPGConfig(AgentConfig):
     max_kl: float = _option(
         0.01, "trust region", "largest mean KL(old || new) of an update, in nats", above=0.0
     )
+    # A step of fixed length cannot come to rest in noise; PPO's settings let theirs shrink in the
+    # same way (Schulman et al. 2017, table 5).
+    max_kl_end: float = _option(
+        1.0, "trust region", "part of max_kl that is left at the end of training, to which it "
+        "falls linearly", above=0.0, high=1.0,
+    )  # fmt: skip
     log_std_min: float = _option(
         -20.0, "trust region", "floor of the logarithm of the standard deviation of Gaussian "
         "actions", low=-20.0, high=2.0,
