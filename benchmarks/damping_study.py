@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import natgrad
+from natgrad.environments import EnvironmentLike
 from natgrad.statistics import bootstrap_interval, interquartile_mean
 
 TASKS = {
@@ -70,7 +71,7 @@ COLUMNS = [
 Row = dict[str, Any]
 
 
-def train(task: str, steps: int, options: dict[str, Any], seed: int) -> Row:
+def train(env: EnvironmentLike, steps: int, options: dict[str, Any], seed: int) -> Row:
     """One run: where it began, where it ended, and what its solves were like."""
     returns: list[tuple[int, float]] = []  # steps so far, return of an episode
     logs: list[dict[str, Any]] = []
@@ -79,8 +80,7 @@ def train(task: str, steps: int, options: dict[str, Any], seed: int) -> Row:
         returns.extend((agent.num_timesteps, e.total_reward) for e in agent.last_episodes)
         logs.append(dict(log))
 
-    options = {"solver": "cg", "preconditioner": "none", **options}
-    agent = natgrad.TRPO(task, natgrad.TRPOConfig(seed=seed, **options))
+    agent = natgrad.TRPO(env, natgrad.TRPOConfig(seed=seed, **options))
     agent.learn(steps, callback=note)
     seconds = agent.training_seconds
     agent.close()
@@ -196,7 +196,8 @@ def main() -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     for run in tqdm(todo, unit="run", disable=None):
         task, damping, stopping, seed, steps = run
-        row = train(task, steps, {**DAMPING[damping], **STOPPING[stopping]}, seed)
+        plain = {"solver": "cg", "preconditioner": "none"}
+        row = train(task, steps, {**plain, **DAMPING[damping], **STOPPING[stopping]}, seed)
         rows.append({**dict(zip(COLUMNS, run, strict=False)), **row})
         with options.output.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
