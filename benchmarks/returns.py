@@ -1,7 +1,7 @@
 """Returns on the tasks of docs/results.md: presets, defaults, sb3-contrib with RL Zoo's settings.
 
-    python benchmarks/returns.py [--task ...] [--side preset default zoo] [--seeds 5] [--jobs 2]
-    python benchmarks/returns.py --report
+    python benchmarks/returns.py [--task ...] [--side preset default zoo envpool] [--seeds 5]
+    python benchmarks/returns.py --report [--picture FILE]
 
 Trains every task with every side and seed, each run in a process of its own with one thread, seed
 by seed, so that a study that is ended early is an even one. A row has the mean return of the last
@@ -16,7 +16,8 @@ time to a return: seconds until the mean training return of a fiftieth of the ru
 seeds, first reaches what sb3-contrib's had at the end of its budget.
 
 sb3-contrib's side needs natgrad[sb3]; its settings are those of RL Zoo's trpo.yml, observations and
-rewards normalised where it says so.
+rewards normalised where it says so. EnvPool's side needs natgrad[envpool]; the seconds of its
+threads count as well.
 """
 
 import argparse
@@ -71,6 +72,8 @@ ZOO: dict[str, dict[str, Any]] = {
     "HalfCheetah-v5": {**MUJOCO, "target_kl": 0.04},
     "Swimmer-v5": {**MUJOCO, "gamma": 0.9999},
 }  # fmt: skip
+LABELS = {"preset": "natgrad", "default": "natgrad, defaults", "zoo": "sb3-contrib, RL Zoo",
+          "envpool": "natgrad on EnvPool"}  # fmt: skip
 PARTS = 50
 COLUMNS = ["task", "side", "seed", "steps", "training", "evaluation", "evaluation_std", "seconds",
            "curve", "clock"]  # fmt: skip
@@ -97,6 +100,11 @@ def ours(task: str, steps: int, seed: int, agent: natgrad.TRPO) -> Row:
 def with_preset(task: str, steps: int, seed: int) -> Row:
     """One run of natgrad as it comes."""
     return ours(task, steps, seed, natgrad.TRPO(task, seed=seed))
+
+
+def with_envpool(task: str, steps: int, seed: int) -> Row:
+    """One run of natgrad as it comes, but for who steps the environments."""
+    return ours(task, steps, seed, natgrad.TRPO(task, seed=seed, stepper="envpool"))
 
 
 def with_defaults(task: str, steps: int, seed: int) -> Row:
@@ -147,6 +155,7 @@ SIDES: dict[str, Callable[[str, int, int], Row]] = {
     "preset": with_preset,
     "default": with_defaults,
     "zoo": zoo,
+    "envpool": with_envpool,
 }
 
 
@@ -236,21 +245,62 @@ def report(rows: list[Row]) -> str:
             f"| {cell(task, 'default', 'evaluation')} | {cell(task, 'zoo', 'evaluation')} "
             f"| {seconds[1]} |"
         )
-    lines += ["", "| task | return that sb3-contrib ends with | its seconds | natgrad's | ratio |",
-              "|---|---:|---:|---:|---:|"]  # fmt: skip
+    lines += ["", "| task | return that sb3-contrib ends with | its seconds | natgrad's | ratio "
+              "| on EnvPool | ratio |", "|---|" + "---:|" * 6]  # fmt: skip
     for task in TASKS:
-        theirs, mine = of(task, "zoo"), of(task, "preset")
-        if not theirs or not mine:
+        theirs = of(task, "zoo")
+        if not theirs:
             continue
         target = float(np.mean([smooth(numbers(row["curve"]))[-1] for row in theirs]))
-        first, ours = seconds_to(theirs, target), seconds_to(mine, target)
-        if first is None or ours is None:
-            lines.append(f"| {task} | {target:.4g} | {first or 0:.1f} | not reached | |")
-        else:
-            lines.append(
-                f"| {task} | {target:.4g} | {first:.1f} | {ours:.2f} | {first / ours:.1f} |"
-            )
+        first = seconds_to(theirs, target)
+        assert first is not None  # its mean curve ends there
+        cells = [f"{target:.4g}", f"{first:.1f}"]
+        for side in ("preset", "envpool"):
+            mine = of(task, side)
+            ours = seconds_to(mine, target) if mine else None
+            if ours is not None:
+                cells += [f"{ours:.2f}", f"{first / ours:.1f}"]
+            else:
+                cells += ["not reached" if mine else "–", ""]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Training return against environment steps, a panel for each task."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
+    figure = Figure(figsize=(13, 2.6 * -(-len(tasks) // 4) + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(-(-len(tasks) // 4), 4, squeeze=False).ravel()
+    for axis in panels[len(tasks) :]:
+        axis.set_axis_off()
+    for axis, task in zip(panels, tasks, strict=False):
+        for k, side in enumerate(SIDES):
+            mine = [row for row in rows if (row["task"], row["side"]) == (task, side)]
+            if not mine:
+                continue
+            curves = np.array([smooth(numbers(row["curve"])) for row in mine]).T
+            steps = (np.arange(PARTS) + 0.5) / PARTS * float(mine[0]["steps"])
+            low, high = bootstrap_interval([curves])
+            axis.fill_between(steps, low, high, alpha=0.2, linewidth=0, color=f"C{k}")
+            axis.plot(steps, interquartile_mean(curves), color=f"C{k}", label=LABELS[side])
+        axis.axhline(TASKS[task][1], color="gray", linewidth=0.8, linestyle="--")
+        axis.set_title(task, fontsize="medium")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.grid(alpha=0.3)
+    labels = {
+        label: line
+        for axis in panels
+        for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(labels.values(), labels, loc="outside upper center", ncols=3, frameon=False)
+    figure.supxlabel("environment steps")
+    figure.supylabel("return of training episodes")
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
@@ -262,6 +312,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--length", type=float, default=1.0, help="part of the full length")
     parser.add_argument("--report", action="store_true", help="only print the tables")
+    parser.add_argument("--picture", type=Path, help="draw the learning curves")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/returns.csv"))
     options = parser.parse_args()
     rows = read(options.output)
@@ -287,6 +338,8 @@ def main() -> None:
                     writer.writeheader()
                     writer.writerows(rows)
     print(report(rows))
+    if options.picture is not None:
+        draw(rows, options.picture)
 
 
 if __name__ == "__main__":
