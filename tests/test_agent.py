@@ -54,7 +54,7 @@ def test_cartpole_is_solved(algorithm):
 def test_classic_control_is_learnt_by_most_seeds(env, steps, before, after):
     returns = []
     for seed in range(3):
-        agent = natgrad.TRPO(env, batch_size=1024, seed=seed)
+        agent = natgrad.TRPO(env, natgrad.TRPOConfig(batch_size=1024, seed=seed))
         assert history(agent, steps)[0]["rollout/ep_rew_mean"] < before
         returns.append(natgrad.evaluate(agent, episodes=10).mean)
     assert sorted(returns)[1] > after
@@ -65,7 +65,8 @@ def test_classic_control_is_learnt_by_most_seeds(env, steps, before, after):
 def test_pendulum_is_learnt_by_most_seeds_within_its_bounds(distribution):
     returns = []
     for seed in range(3):
-        agent = natgrad.TRPO("Pendulum-v1", n_envs=4, seed=seed, distribution=distribution)
+        config = natgrad.TRPOConfig(n_envs=4, seed=seed, distribution=distribution)
+        agent = natgrad.TRPO("Pendulum-v1", config)
         agent.learn(200_000)
         returns.append(natgrad.evaluate(agent, episodes=10).mean)
     assert sorted(returns)[1] > -250
@@ -73,9 +74,8 @@ def test_pendulum_is_learnt_by_most_seeds_within_its_bounds(distribution):
 
 @pytest.mark.slow
 def test_halfcheetah_improves_in_processes_and_stays_within_its_trust_region():
-    agent = natgrad.TRPO(
-        "HalfCheetah-v5", n_envs=2, vectorization="async", batch_size=2000, max_kl=0.02, seed=0
-    )
+    config = natgrad.TRPOConfig(n_envs=2, vectorization="async", batch_size=2000, max_kl=0.02)
+    agent = natgrad.TRPO("HalfCheetah-v5", config)
     logs = history(agent, 24_000)
     agent.close()
     assert all(log["train/status"] == "ACCEPTED" for log in logs)

@@ -63,7 +63,9 @@ def test_training_says_how_it_went_and_where_it_is(tmp_path):
 def test_a_second_run_gets_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for n in (1, 2):
-        code, output, _ = main(capsys, "train", "Pendulum-v1", *SHORT, "--algo", "npg")
+        code, output, _ = main(
+            capsys, "train", "Pendulum-v1", *SHORT, "--n-envs", 1, "--algo", "npg"
+        )
         assert code == 0
         assert output.endswith(f"runs/Pendulum-v1_npg_0_{n}\n")
     assert "mean return of the last 2 episodes" in output
@@ -72,7 +74,7 @@ def test_a_second_run_gets_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("distribution", ["beta", "squashed"])
 def test_a_policy_within_bounds_is_trained_and_evaluated(tmp_path, capsys, distribution):
     run = tmp_path / "run"
-    given = ("--distribution", distribution, "--run-dir", run)
+    given = ("--n-envs", 1, "--distribution", distribution, "--run-dir", run)
     assert main(capsys, "train", "Pendulum-v1", *SHORT, *given)[0] == 0
     agent = natgrad.TRPO.load(run)
     assert agent.config.distribution == distribution
