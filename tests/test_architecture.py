@@ -15,11 +15,12 @@ ROOT = Path(__file__).parent.parent
 # Low to high. A file may include its own header and anything of a strictly lower floor.
 CPP_FLOORS = [
     {"types", "kernels/kernels", "kernels/vector_math"},
-    {"kernels/lanes"},
+    {"kernels/lanes", "kernels/wide"},
     {
         "kernels/dense_layer",
         "kernels/adjoint",
         "kernels/rows",
+        "kernels/bundles",
         "kernels/fma_peak",
         "kernels/dispatch",
         "parallel",
@@ -27,6 +28,7 @@ CPP_FLOORS = [
     },
     {"special_functions"},
     {"network", "distribution", "cholesky"},
+    {"linear_batch"},
     {"policy"},
     {"value_function", "linear_gaussian", "direct_solver"},
     {"fisher"},

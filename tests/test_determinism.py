@@ -98,6 +98,7 @@ def test_any_number_of_threads_gives_the_same_bits(distribution, dtype):
     problems = [
         {},
         {"count": 97, "hidden": (13,), "size": 5},
+        {"count": 2100, "hidden": (), "size": 5},
         {"count": 1, "hidden": (5,), "size": 3},
     ]
     for problem in problems:

@@ -93,10 +93,11 @@ void DistributionRows<T>::attach(const Distribution& distribution, const T* old_
   const DiagonalGaussian* gaussian = shared_gaussian();
   if (gaussian == nullptr) return;
   inverse_std_.resize(gaussian->n);
-  log_normalizer_ = divergence_ = 0;
+  log_normalizer_ = divergence_ = entropy_ = 0;
   for (Index i = 0; i < gaussian->n; ++i) {
     inverse_std_[i] = gaussian->inverse_std(free[i]);
     log_normalizer_ += static_cast<double>(free[i]) + kHalfLogTwoPi;
+    entropy_ += kHalfLogTwoPi + 0.5 + static_cast<double>(free[i]);
     divergence_ += gaussian->divergence_of_std(old_free[i], free[i]);
   }
 }
@@ -110,11 +111,9 @@ void DistributionRows<T>::log_probs(Matrix<const T> y, Matrix<const T> actions, 
     kernel.gaussian_distances(
         {y.rows, gaussian->n, y.data, y.stride, nullptr, 0, inverse_std_.data()}, actions.data,
         actions.stride, out);
-    for (Index r = 0; r < y.rows; ++r) out[r] = -0.5 * out[r] - log_normalizer_;
-    if (entropy != nullptr) {
-      *entropy += static_cast<double>(y.rows) * gaussian->entropy_of_normal(y.row(0));
-    }
-  } else if (gaussian != nullptr) {
+    return log_probs_by_distances(actions, out, entropy);
+  }
+  if (gaussian != nullptr) {
     for (Index r = 0; r < y.rows; ++r) {
       out[r] = gaussian->log_prob_of_normal(y.row(r), actions.row(r));
       if (entropy != nullptr) *entropy += gaussian->entropy_of_normal(y.row(r));
@@ -135,12 +134,29 @@ void DistributionRows<T>::log_probs(Matrix<const T> y, Matrix<const T> actions, 
         },
         *distribution_);
   }
+  subtract_volumes(actions, out, entropy);
+}
+
+template <class T>
+void DistributionRows<T>::log_probs_by_distances(Matrix<const T> actions, double* out,
+                                                 double* entropy) const {
+  for (Index r = 0; r < actions.rows; ++r) out[r] = -0.5 * out[r] - log_normalizer_;
+  if (entropy != nullptr) *entropy += static_cast<double>(actions.rows) * entropy_;
+  subtract_volumes(actions, out, entropy);
+}
+
+// Of a Gaussian with bounds.
+template <class T>
+void DistributionRows<T>::subtract_volumes(Matrix<const T> actions, double* out,
+                                           double* entropy) const {
+  const auto* gaussian = std::get_if<DiagonalGaussian>(distribution_);
   if (gaussian == nullptr || !gaussian->bounds) return;
   const double width = gaussian->bounds->log_width();
   double slopes[kChunkRows];
-  for (Index first = 0; first < y.rows; first += kChunkRows) {
-    const Index rows = std::min(kChunkRows, y.rows - first);
-    kernel.log_slopes(actions.row(first), actions.stride, rows, gaussian->n, slopes);
+  for (Index first = 0; first < actions.rows; first += kChunkRows) {
+    const Index rows = std::min(kChunkRows, actions.rows - first);
+    kernels::row_table<T>().log_slopes(actions.row(first), actions.stride, rows, gaussian->n,
+                                       slopes);
     for (Index r = 0; r < rows; ++r) {
       out[first + r] -= slopes[r] + width;
       if (entropy != nullptr) *entropy += slopes[r] + width;

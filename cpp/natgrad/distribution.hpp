@@ -690,6 +690,9 @@ class DistributionRows {
   // out[r] = log p(action[r]); adds the entropies of all rows to `entropy` unless null. That of a
   // Gaussian with bounds is estimated, by the volumes at the actions.
   void log_probs(Matrix<const T> y, Matrix<const T> actions, double* out, double* entropy) const;
+  // The same for a Gaussian of a shared standard deviation, from distances(r) = sum_i ((action[r][i] -
+  // mean[r][i]) / sigma_i)^2 in `out`.
+  void log_probs_by_distances(Matrix<const T> actions, double* out, double* entropy) const;
   // Sum of KL(old || this) over the rows.
   double divergence(Matrix<const T> old_y, Matrix<const T> y) const;
   // out[r] = scale[r] grad log p(action[r]); returns the sum of the rows' 2-norms.
@@ -702,6 +705,9 @@ class DistributionRows {
 
   // Whether one state stands for all rows.
   bool has_shared_curvature() const;
+  const double* inverse_std() const { return inverse_std_.data(); }
+  // What standard deviations alone add to the divergence of a row.
+  double divergence_of_std() const { return divergence_; }
   void curvature(Matrix<const T> y, Matrix<T> s) const;
   // out[r] = scale[r] M u[r]. The stride of a shared state is 0.
   void fisher_products(Matrix<const T> s, const double* scale, Matrix<const T> u,
@@ -709,10 +715,12 @@ class DistributionRows {
 
  private:
   const DiagonalGaussian* shared_gaussian() const;
+  void subtract_volumes(Matrix<const T> actions, double* out, double* entropy) const;
 
   const Distribution* distribution_ = nullptr;
   Buffer<double> inverse_std_;  // (n)
   double log_normalizer_ = 0;   // sum_i log sigma_i + 1/2 log 2 pi
+  double entropy_ = 0;          // of a row, but for bounds
   double divergence_ = 0;       // what the standard deviations alone add to that of a row
 };
 

@@ -45,11 +45,11 @@ void Fisher<T>::attach(LinearizedPolicy<T>* policy, FisherKind kind, Matrix<cons
   kind_ = kind;
   has_state_ = has_gram_ = has_free_ = false;
   uniform_ = weights == nullptr;
-  const Matrix<const T> y = policy->network.outputs();
-  const T* free = y.row(0) + policy->policy->network().spec().outputs;
-  distribution_.attach(policy->policy->distribution(), free, free);
-  weights_.resize(y.rows);
+  distribution_.attach(policy->policy->distribution(), policy->free(), policy->free());
+  weights_.resize(policy->network.rows());
   if (kind == FisherKind::empirical) {
+    policy->provide_activations();
+    const Matrix<const T> y = policy->network.outputs();
     state_.resize(y.rows * y.columns);
     state_stride_ = y.columns;
     std::fill_n(weights_.data(), y.rows, 1.0);
@@ -57,18 +57,19 @@ void Fisher<T>::attach(LinearizedPolicy<T>* policy, FisherKind kind, Matrix<cons
                          {state_.data(), y.rows, y.columns, y.columns});
     has_state_ = true;
   }
-  const double rows = static_cast<double>(y.rows);
+  const double rows = static_cast<double>(weights_.size());
   if (uniform_) {
-    std::fill_n(weights_.data(), y.rows, 1 / rows);
+    std::fill(weights_.begin(), weights_.end(), 1 / rows);
   } else {
-    for (Index n = 0; n < y.rows; ++n) weights_[n] = weights[n] / rows;
+    for (Index n = 0; n < weights_.size(); ++n) weights_[n] = weights[n] / rows;
   }
 }
 
-// The curvature of each row, which a closed form does without.
+// The curvature of each row, which a closed form does without, as it does without activations.
 template <class T>
 void Fisher<T>::provide_state() {
   if (has_state_) return;
+  policy_->provide_activations();
   const Matrix<const T> y = policy_->network.outputs();
   const Index rows = distribution_.has_shared_curvature() ? 1 : y.rows;
   const Index columns = curvature_size(policy_->policy->distribution());

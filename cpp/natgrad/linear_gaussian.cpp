@@ -17,8 +17,7 @@ constexpr double kEigen = 250;
 
 template <class T>
 bool LinearGaussian<T>::applies(const Policy<T>& policy) {
-  const NetworkSpec& spec = policy.network().spec();
-  return spec.hidden.empty() && spec.free_outputs > 0;
+  return LinearBatch<T>::applies(policy.network().spec());
 }
 
 namespace {
@@ -58,16 +57,20 @@ double LinearGaussian<T>::cost_of_solve(const Policy<T>& policy, Index rows, boo
 template <class T>
 void LinearGaussian<T>::attach(LinearizedPolicy<T>* policy, const double* weights, bool uniform) {
   const Layer& layer = policy->policy->network().layers().front();
-  const Matrix<const T> y = policy->network.outputs();
   in_ = layer.in;
   out_ = layer.out;
   gram_.resize(in_ + 1, in_ + 1);
-  policy->network.input_gram(uniform ? nullptr : weights, gram_.data());
+  if (uniform && policy->linear.is_attached()) {
+    policy->linear.input_gram(gram_.data());
+  } else {
+    policy->provide_activations();
+    policy->network.input_gram(uniform ? nullptr : weights, gram_.data());
+  }
   if (uniform) gram_ *= weights[0];
   weight_ = gram_(in_, in_);
   precision_.resize(out_);
   for (Index i = 0; i < out_; ++i) {
-    precision_[i] = std::exp(-2 * static_cast<double>(y.row(0)[out_ + i]));
+    precision_[i] = std::exp(-2 * static_cast<double>(policy->free()[i]));
   }
 }
 

@@ -139,6 +139,9 @@ void Network<T>::set_normalizer(const double* mean, const double* std, double cl
   std_.assign(std, std + spec_.inputs);
   for (std::size_t i = 0; i < std_.size(); ++i) inverse_std_[i] = 1 / std_[i];
   clip_ = clip;
+  const auto is = [](double value) { return [=](double x) { return x == value; }; };
+  normalizes_ = !std::all_of(mean_.begin(), mean_.end(), is(0)) ||
+                !std::all_of(std_.begin(), std_.end(), is(1)) || std::isfinite(clip_);
 }
 
 template <class T>
@@ -282,6 +285,7 @@ void Linearization<T>::attach(const Network<T>& network, const PackedLayers<T>& 
   network_ = &network;
   packed_ = &packed;
   rows_ = rows;
+  has_activations_ = false;
   adjoint_columns_ = 0;
   const std::vector<Layer>& layers = network.layers();
   const bool large = network.parameter_count() * static_cast<Index>(sizeof(T)) > kLargeGradient;
@@ -322,6 +326,7 @@ void Linearization<T>::evaluate(const Network<T>& network, const PackedLayers<T>
   for_each_tile([&](Index first, Index rows, int, Worker* worker) {
     forward(first, observations.middle_rows(first, rows), worker);
   });
+  has_activations_ = true;
 }
 
 template <class T>
@@ -336,6 +341,7 @@ void Linearization<T>::evaluate_with_gradient(
     reverse(first, d, first == shard_begin(shard), accumulators_.data() + shard * accumulator_size_,
             worker);
   });
+  has_activations_ = true;
   reduce(gradient);
 }
 

@@ -74,6 +74,8 @@ class Network {
   // The network's input for `observations` (n, inputs) -> h (n, layers()[0].in), padded with zeros.
   // `scratch` holds n * leading_dimension(inputs) values.
   void input(Matrix<const T> observations, Matrix<T> h, T* scratch) const;
+  // Whether that is the observations as they are.
+  bool input_is_observation() const { return spec_.fourier_features == 0 && !normalizes_; }
 
   // Rearranges the weights in theta, or a direction of the solver, for the kernels.
   template <class Source>
@@ -85,6 +87,7 @@ class Network {
   Index free_offset_ = 0;
   std::vector<double> mean_, std_, inverse_std_;
   double clip_;
+  bool normalizes_ = false;
   PackedLayers<T> fourier_;  // one layer: P / nu and phi
 };
 
@@ -122,6 +125,7 @@ class Linearization {
       double* gradient);
 
   const Network<T>& network() const { return *network_; }
+  bool has_activations() const { return has_activations_; }  // of what is attached
   Index rows() const { return rows_; }
   Matrix<const T> outputs() const;  // (N, outputs + free outputs)
 
@@ -221,6 +225,7 @@ class Linearization {
   PackedLayers<T> direction_;
   Index rows_ = 0, tile_rows_ = 0, widest_ = 0;
   int shards_ = 0;
+  bool has_activations_ = false;
   std::vector<Buffer<T>> activations_;  // h_0 .. h_{L-1}
   std::vector<Buffer<T>> slopes_;       // act'(z_1) .. act'(z_{L-1}), silu and gelu only
   Buffer<T> outputs_;

@@ -137,7 +137,7 @@ void Policy<T>::score(Matrix<const T> observations, Matrix<const T> actions, con
     scale[n] = (weights != nullptr ? weights[n] : 1.0) / static_cast<double>(observations.rows);
   }
   LinearizedPolicy<T> current;
-  current.attach(*this, observations.rows);
+  current.attach(*this, observations);
   current.network.evaluate_with_gradient(
       observations,
       [&](Index first, Matrix<const T> y, Matrix<T> d, int) {
@@ -147,16 +147,23 @@ void Policy<T>::score(Matrix<const T> observations, Matrix<const T> actions, con
 }
 
 template <class T>
-void LinearizedPolicy<T>::attach(const Policy<T>& policy_, Index rows) {
+void LinearizedPolicy<T>::attach(const Policy<T>& policy_, Matrix<const T> observations_) {
   policy = &policy_;
   policy->network().pack(policy->parameters(), true, &packed);
-  network.attach(policy->network(), packed, rows);
+  network.attach(policy->network(), packed, observations_.rows);
+  linear.detach();
+  observations = observations_;
 }
 
 template <class T>
-void LinearizedPolicy<T>::evaluate(const Policy<T>& policy_, Matrix<const T> observations) {
-  attach(policy_, observations.rows);
-  network.evaluate(policy->network(), packed, observations);
+void LinearizedPolicy<T>::evaluate(const Policy<T>& policy_, Matrix<const T> observations_) {
+  attach(policy_, observations_);
+  provide_activations();
+}
+
+template <class T>
+void LinearizedPolicy<T>::provide_activations() {
+  if (!network.has_activations()) network.evaluate(policy->network(), packed, observations);
 }
 
 template class ParameterizedNetwork<float>;

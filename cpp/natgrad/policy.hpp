@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "natgrad/distribution.hpp"
+#include "natgrad/linear_batch.hpp"
 #include "natgrad/network.hpp"
 
 namespace natgrad {
@@ -88,10 +89,16 @@ struct LinearizedPolicy {
   const Policy<T>* policy = nullptr;
   PackedLayers<T> packed;
   Linearization<T> network;
+  LinearBatch<T> linear;         // what a linear Gaussian policy has instead of activations
+  Matrix<const T> observations;  // which must outlive it too
 
-  // Makes room for a batch of so many rows.
-  void attach(const Policy<T>& policy, Index rows);
+  // Nothing is computed yet.
+  void attach(const Policy<T>& policy, Matrix<const T> observations);
   void evaluate(const Policy<T>& policy, Matrix<const T> observations);
+  // The activations of the network, where they are not there yet.
+  void provide_activations();
+  // The free parameters of the policy.
+  const T* free() const { return packed.bias.back().data() + policy->network().spec().outputs; }
 };
 
 }  // namespace natgrad

@@ -14,12 +14,14 @@ namespace natgrad::kernels {
   extern const AdjointTable<double> adjoints_f64;       \
   extern const RowTable<float> rows_f32;                \
   extern const RowTable<double> rows_f64;               \
+  extern const BundleTable<float> bundles_f32;          \
+  extern const BundleTable<double> bundles_f64;         \
   double fma_chains_f32(std::ptrdiff_t steps, float*);  \
   double fma_chains_f64(std::ptrdiff_t steps, double*); \
   }
 #define NATGRAD_KERNELS_OF(ns)                                                         \
   &ns::table_f32, &ns::table_f64, &ns::adjoints_f32, &ns::adjoints_f64, &ns::rows_f32, \
-      &ns::rows_f64, &ns::fma_chains_f32, &ns::fma_chains_f64
+      &ns::rows_f64, &ns::bundles_f32, &ns::bundles_f64, &ns::fma_chains_f32, &ns::fma_chains_f64
 
 #if defined(__x86_64__)
 NATGRAD_DECLARE_LEVEL(x86_v2)

@@ -178,6 +178,39 @@ struct RowTable {
                                std::ptrdiff_t ldu, T* out, std::ptrdiff_t ldout);
 };
 
+// Rows of a linear Gaussian policy in bundles: 64 bytes of rows, column by column; see bundles.cpp. What
+// the last bundle has no rows for is zero. Everything else of `rows` has no more than these.
+template <class T>
+struct Residuals {
+  std::ptrdiff_t rows, n;     // columns
+  T* e;                       // bundles of a - mu
+  const double* inverse_std;  // (n)
+  double* distances;          // (rows): sum_o (e_o / sigma_o)^2
+};
+
+template <class T>
+struct BundleTable {
+  // x (rows, columns) as bundles, with a column of ones after them if `ones`.
+  void (*pack)(const T* x, std::ptrdiff_t ldx, std::ptrdiff_t rows, std::ptrdiff_t columns,
+               bool ones, T* to);
+  // y = h W' for bundles h with `in` columns, y with `out`, and w (out, in).
+  void (*products)(std::ptrdiff_t bundles, const T* h, std::ptrdiff_t in, const T* w,
+                   std::ptrdiff_t out, T* y);
+  // Of actions e: e -= means; their distances; magnitudes[r] = sum_o |mean_o| / sigma_o^2.
+  void (*leave_residuals)(const Residuals<T>&, const T* means, double* magnitudes);
+  // Distances of e - moves, which leaves e as it is; returns the sum of (move_o / sigma_o)^2 over rows
+  // and columns, with standard deviations of its own.
+  double (*moved_residuals)(const Residuals<T>&, const T* moves,
+                            const double* inverse_std_of_moves);
+  // d = weights e / sigma^2 as bundles, the scores by the means; by_log_std[o] += sum_r weights[r]
+  // ((e_o / sigma_o)^2 - 1); squares[r] of both. Distances are not written.
+  void (*residual_scores)(const Residuals<T>&, const double* weights, T* d, double* by_log_std,
+                          double* squares);
+  // c (m, n) += a' b for bundles with m and n columns; of `upper`, blocks from the diagonal on.
+  void (*column_products)(std::ptrdiff_t bundles, const T* a, std::ptrdiff_t m, const T* b,
+                          std::ptrdiff_t n, bool upper, bool overwrite, T* c, std::ptrdiff_t ldc);
+};
+
 struct Level {
   const char* name;  // "baseline", "v3", "v4"
   bool (*supported)();
@@ -187,6 +220,8 @@ struct Level {
   const AdjointTable<double>* adjoints_f64;
   const RowTable<float>* rows_f32;
   const RowTable<double>* rows_f64;
+  const BundleTable<float>* bundles_f32;
+  const BundleTable<double>* bundles_f64;
   // Runs independent chains of x = x a + b in registers, `steps` long, and returns the number of
   // floating point operations; the sink keeps the compiler from leaving them out.
   double (*fma_chains_f32)(std::ptrdiff_t steps, float* sink);
@@ -228,6 +263,17 @@ inline const RowTable<float>& row_table<float>() {
 template <>
 inline const RowTable<double>& row_table<double>() {
   return *level().rows_f64;
+}
+
+template <class T>
+const BundleTable<T>& bundle_table();
+template <>
+inline const BundleTable<float>& bundle_table<float>() {
+  return *level().bundles_f32;
+}
+template <>
+inline const BundleTable<double>& bundle_table<double>() {
+  return *level().bundles_f64;
 }
 
 }  // namespace natgrad::kernels

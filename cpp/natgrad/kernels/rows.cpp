@@ -6,107 +6,28 @@
 // row and the sums of a strip are made at once, by folding; where all columns of a row share a
 // normaliser (a categorical variable), it holds one column of the strip.
 #include "natgrad/kernels/kernels.hpp"
-#include "natgrad/kernels/vector_math.hpp"
+#include "natgrad/kernels/wide.hpp"
 
 namespace NATGRAD_NAMESPACE {
 namespace {
 
 using natgrad::kernels::Rows;
 
-typedef ptrdiff_t Index;
-typedef Vec<double> Wide;
-
-constexpr int kLanes = Simd<double>::lanes;
-
-// As many T as a vector has doubles.
-template <class T>
-struct Narrow {
-  typedef T vec __attribute__((vector_size(kLanes * sizeof(T)), aligned(sizeof(T))));
-};
-
-#define NATGRAD_LAMBDA __attribute__((always_inline))
-#define NATGRAD_INLINE inline NATGRAD_LAMBDA
-
-// Conversions; in the portable form GCC 12 makes four instructions of one that is 64 bytes wide.
-template <class T>
-NATGRAD_INLINE Wide widen(typename Narrow<T>::vec x) {
-#if NATGRAD_VECTOR_BYTES == 64
-  if constexpr (sizeof(T) == 4) return _mm512_maskz_cvtps_pd(-1, (__m256)x);
-#endif
-  return __builtin_convertvector(x, Wide);
-}
-template <class T>
-NATGRAD_INLINE typename Narrow<T>::vec narrow(Wide x) {
-#if NATGRAD_VECTOR_BYTES == 64
-  if constexpr (sizeof(T) == 4) return (typename Narrow<T>::vec)_mm512_maskz_cvtpd_ps(-1, x);
-#endif
-  return __builtin_convertvector(x, typename Narrow<T>::vec);
-}
-
-template <class T>
-NATGRAD_INLINE Wide load(const T* p) {
-  return widen<T>(*(const typename Narrow<T>::vec*)p);
-}
-template <class T>
-NATGRAD_INLINE void store(T* p, Wide x) {
-  *(typename Narrow<T>::vec*)p = narrow<T>(x);
-}
-
-// Of the lanes the first `count` are there; all of them if `whole`. What is loaded for others is zero.
-template <bool whole, class T>
-NATGRAD_INLINE Wide load(const T* p, Index count) {
-  if constexpr (whole) return load(p);
-  T there[kLanes] = {};
-#pragma GCC unroll 1
-  for (Index i = 0; i < kLanes && i < count; ++i) there[i] = p[i];
-  return load(there);
-}
-template <bool whole, class T>
-NATGRAD_INLINE void store(T* p, Wide x, Index count) {
-  if constexpr (whole) return store(p, x);
-  T there[kLanes];
-  store(there, x);
-#pragma GCC unroll 1
-  for (Index i = 0; i < kLanes && i < count; ++i) p[i] = there[i];
-}
-
-// The same for one column of rows ld apart. What is loaded for other lanes repeats the first.
+// One column of rows ld apart, of which `count` are there. What is loaded for other lanes repeats the first.
 template <bool whole, class T>
 NATGRAD_INLINE Wide load_column(const T* p, Index ld, Index count) {
   typename Narrow<T>::vec x;
 #pragma GCC unroll 8
-  for (Index i = 0; i < kLanes; ++i) x[i] = p[whole || i < count ? i * ld : 0];
+  for (Index i = 0; i < kWideLanes; ++i) x[i] = p[whole || i < count ? i * ld : 0];
   return widen<T>(x);
 }
 template <bool whole, class T>
 NATGRAD_INLINE void store_column(T* p, Index ld, Wide x, Index count) {
   const typename Narrow<T>::vec values = narrow<T>(x);
 #pragma GCC unroll 8
-  for (Index i = 0; i < kLanes; ++i) {
+  for (Index i = 0; i < kWideLanes; ++i) {
     if (whole || i < count) p[i * ld] = values[i];
   }
-}
-
-NATGRAD_INLINE IVec<double> first_lanes(Index count) {
-  IVec<double> lane;
-#pragma GCC unroll 8
-  for (int i = 0; i < kLanes; ++i) lane[i] = i;
-  return lane < (int64_t)count;
-}
-NATGRAD_INLINE Wide only(Wide x, IVec<double> lanes) {
-  return (Wide)((IVec<double>)x & lanes);
-}
-
-NATGRAD_INLINE double sum(Wide x) {
-  double total = 0;
-  for (int i = 0; i < kLanes; ++i) total += x[i];
-  return total;
-}
-
-NATGRAD_INLINE Wide root(Wide x) {
-#pragma GCC unroll 8
-  for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrt(x[i]);
-  return x;
 }
 
 // x[i] + x[i ^ bit] in the lanes i without that bit, the same of y in those with it.
@@ -114,13 +35,13 @@ template <int bit>
 NATGRAD_INLINE Wide fold(Wide x, Wide y) {
 #ifdef __clang__
   Wide result;
-  for (int i = 0; i < kLanes; ++i) result[i] = i & bit ? y[i] + y[i ^ bit] : x[i] + x[i ^ bit];
+  for (int i = 0; i < kWideLanes; ++i) result[i] = i & bit ? y[i] + y[i ^ bit] : x[i] + x[i ^ bit];
   return result;
 #else
   IVec<double> own, partner;
 #pragma GCC unroll 8
-  for (int i = 0; i < kLanes; ++i) {
-    own[i] = i & bit ? kLanes + i : i;
+  for (int i = 0; i < kWideLanes; ++i) {
+    own[i] = i & bit ? kWideLanes + i : i;
     partner[i] = own[i] ^ bit;
   }
   return __builtin_shuffle(x, y, own) + __builtin_shuffle(x, y, partner);
@@ -135,32 +56,9 @@ NATGRAD_INLINE Wide lane_sums(const Wide* v) {
   } else {
     Wide half[M / 2];
 #pragma GCC unroll 4
-    for (int m = 0; m < M / 2; ++m) half[m] = fold<kLanes / M>(v[2 * m], v[2 * m + 1]);
+    for (int m = 0; m < M / 2; ++m) half[m] = fold<kWideLanes / M>(v[2 * m], v[2 * m + 1]);
     return lane_sums<M / 2>(half);
   }
-}
-
-template <bool value>
-struct Whole {
-  static constexpr bool is = value;
-};
-
-// f(Whole, first row, number of rows) for strips of rows; those with rows from `whole_rows` on are not
-// called whole, even if they have all of their rows.
-template <class F>
-NATGRAD_INLINE void for_each_strip(Index rows, Index whole_rows, F f) {
-  Index r = 0;
-  for (; r + kLanes <= whole_rows; r += kLanes) f(Whole<true>{}, r, kLanes);
-  for (; r < rows; r += kLanes) f(Whole<false>{}, r, rows - r < kLanes ? rows - r : kLanes);
-}
-
-constexpr Index padded(Index columns) {
-  return (columns + kLanes - 1) / kLanes * kLanes;
-}
-
-// How many of the rows of x can be read in whole vectors without passing the end of the last.
-constexpr Index whole_rows(Index rows, Index columns, Index ldx) {
-  return rows - (padded(columns) - columns + ldx - 1) / ldx;
 }
 
 // --- inputs --------------------------------------------------------------------------------------
@@ -168,19 +66,19 @@ constexpr Index whole_rows(Index rows, Index columns, Index ldx) {
 template <class T>
 void normalize(const T* x, Index ldx, Index rows, Index columns, const double* mean,
                const double* inverse_std, double clip, T* h, Index ldh) {
-  for (Index c = 0; c < ldh; c += kLanes) {
+  for (Index c = 0; c < ldh; c += kWideLanes) {
     if (c >= columns) {
-      for (Index r = 0; r < rows; ++r) store(h + r * ldh + c, Wide{});
+      for (Index r = 0; r < rows; ++r) store_wide(h + r * ldh + c, Wide{});
       continue;
     }
-    const Wide from = load<false>(mean + c, columns - c);
-    const Wide scale = load<false>(inverse_std + c, columns - c);
+    const Wide from = load_wide<false>(mean + c, columns - c);
+    const Wide scale = load_wide<false>(inverse_std + c, columns - c);
     const IVec<double> inside = first_lanes(columns - c);
     const Index whole = whole_rows(rows, columns, ldx);
     for (Index r = 0; r < rows; ++r) {
       const T* at = x + r * ldx + c;
-      const Wide value = r < whole ? load(at) : load<false>(at, columns - c);
-      store(h + r * ldh + c, only(clamp<double>((value - from) * scale, -clip, clip), inside));
+      const Wide value = r < whole ? load_wide(at) : load_wide<false>(at, columns - c);
+      store_wide(h + r * ldh + c, only(clamp<double>((value - from) * scale, -clip, clip), inside));
     }
   }
 }
@@ -192,11 +90,12 @@ double ratios(const double* log_probs, const double* behaviour, const double* ba
   Wide total = {};
   for_each_strip(rows, rows, [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
     constexpr bool is_whole = decltype(whole)::is;
-    const Wide ratio =
-        exp<double>(load<is_whole>(log_probs + r, count) - load<is_whole>(behaviour + r, count));
-    if (kept != nullptr) store<is_whole>(kept + r, ratio, count);
-    const Wide above = baseline != nullptr ? ratio - load<is_whole>(baseline + r, count) : ratio;
-    total += above * load<is_whole>(weights + r, count);
+    const Wide ratio = exp<double>(load_wide<is_whole>(log_probs + r, count) -
+                                   load_wide<is_whole>(behaviour + r, count));
+    if (kept != nullptr) store_wide<is_whole>(kept + r, ratio, count);
+    const Wide above =
+        baseline != nullptr ? ratio - load_wide<is_whole>(baseline + r, count) : ratio;
+    total += above * load_wide<is_whole>(weights + r, count);
   });
   return sum(total);
 }
@@ -204,7 +103,7 @@ double ratios(const double* log_probs, const double* behaviour, const double* ba
 double sum_of_roots(const double* squares, Index rows) {
   Wide total = {};
   for_each_strip(rows, rows, [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
-    total += root(load<decltype(whole)::is>(squares + r, count));
+    total += root(load_wide<decltype(whole)::is>(squares + r, count));
   });
   return sum(total);
 }
@@ -217,25 +116,25 @@ double gaussian_distances(const Rows<T>& p, const T* x, Index ldx, double* dista
   Wide total = {};
   const auto strip = [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
     constexpr bool is_whole = decltype(whole)::is;
-    Wide squares[kLanes] = {};
+    Wide squares[kWideLanes] = {};
     const auto add_columns = [&](Index c) NATGRAD_LAMBDA {
       const IVec<double> inside = first_lanes(p.n - c);
-      const Wide inverse_std = load(p.inverse_std + c);
+      const Wide inverse_std = load_wide(p.inverse_std + c);
 #pragma GCC unroll 8
-      for (Index m = 0; m < kLanes; ++m) {
+      for (Index m = 0; m < kWideLanes; ++m) {
         if (!is_whole && m == count) break;
         const T* at = x + (r + m) * ldx + c;
         const bool vectors = is_whole || r + m < readable;
-        const Wide apart =
-            (vectors ? load(at) : load<false>(at, p.n - c)) - load(p.y + (r + m) * p.ldy + c);
+        const Wide apart = (vectors ? load_wide(at) : load_wide<false>(at, p.n - c)) -
+                           load_wide(p.y + (r + m) * p.ldy + c);
         const Wide z = only(apart * inverse_std, inside);
         squares[m] += z * z;
       }
     };
     add_columns(0);  // most have no more than these
-    for (Index c = kLanes; c < p.n; c += kLanes) add_columns(c);
-    const Wide sums = lane_sums<kLanes>(squares);
-    if (distances != nullptr) store<is_whole>(distances + r, sums, count);
+    for (Index c = kWideLanes; c < p.n; c += kWideLanes) add_columns(c);
+    const Wide sums = lane_sums<kWideLanes>(squares);
+    if (distances != nullptr) store_wide<is_whole>(distances + r, sums, count);
     total += sums;
   };
   for_each_strip(p.rows, readable, strip);
@@ -250,35 +149,35 @@ void gaussian_scores(const Rows<T>& p, const double* scale, T* out, Index ldout,
   const Index safe = readable < writable ? readable : writable;
   const auto strip = [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
     constexpr bool is_whole = decltype(whole)::is;
-    Wide sums[kLanes] = {};
+    Wide sums[kWideLanes] = {};
 #pragma GCC unroll 8
-    for (Index m = 0; m < kLanes; ++m) {
+    for (Index m = 0; m < kWideLanes; ++m) {
       if (!is_whole && m == count) break;
       const T* y = p.y + (r + m) * p.ldy;
       const T* action = p.action + (r + m) * p.ldaction;
       T* to = out + (r + m) * ldout;
       const bool vectors = is_whole || r + m < safe;
       const auto columns = [&](Index c, bool of_log_std) NATGRAD_LAMBDA {
-        const Wide inverse_std = load(p.inverse_std + c);
-        const Wide x = vectors ? load(action + c) : load<false>(action + c, p.n - c);
-        const Wide z = (x - load(y + c)) * inverse_std;
+        const Wide inverse_std = load_wide(p.inverse_std + c);
+        const Wide x = vectors ? load_wide(action + c) : load_wide<false>(action + c, p.n - c);
+        const Wide z = (x - load_wide(y + c)) * inverse_std;
         const Wide score = of_log_std ? z * z - 1.0 : z * inverse_std;
         const Wide value = only(scale[r + m] * score, first_lanes(p.n - c));
         T* at = to + (of_log_std ? p.n : 0) + c;
         if (vectors) {
-          store(at, value);
+          store_wide(at, value);
         } else {
-          store<false>(at, value, p.n - c);
+          store_wide<false>(at, value, p.n - c);
         }
         sums[m] += value * value;
       };
       columns(0, false);
-      for (Index c = kLanes; c < p.n; c += kLanes) columns(c, false);
+      for (Index c = kWideLanes; c < p.n; c += kWideLanes) columns(c, false);
       columns(0, true);
-      for (Index c = kLanes; c < p.n; c += kLanes) columns(c, true);
+      for (Index c = kWideLanes; c < p.n; c += kWideLanes) columns(c, true);
     }
-    store<is_whole>(squares + r, load<is_whole>(squares + r, count) + lane_sums<kLanes>(sums),
-                    count);
+    store_wide<is_whole>(
+        squares + r, load_wide<is_whole>(squares + r, count) + lane_sums<kWideLanes>(sums), count);
   };
   for_each_strip(p.rows, safe, strip);
 }
@@ -289,17 +188,18 @@ void log_slopes(const T* u, Index ldu, Index rows, Index n, double* out) {
       rows, whole_rows(rows, n, ldu), [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
         constexpr bool is_whole = decltype(whole)::is;
         constexpr double log_two = 0.69314718055994530942;
-        Wide sums[kLanes] = {};
-        for (Index c = 0; c < n; c += kLanes) {
+        Wide sums[kWideLanes] = {};
+        for (Index c = 0; c < n; c += kWideLanes) {
           const IVec<double> inside = first_lanes(n - c);
 #pragma GCC unroll 8
-          for (Index m = 0; m < kLanes; ++m) {
+          for (Index m = 0; m < kWideLanes; ++m) {
             if (!is_whole && m == count) break;
-            const Wide z = 2.0 * magnitude<double>(load<is_whole>(u + (r + m) * ldu + c, n - c));
+            const Wide z =
+                2.0 * magnitude<double>(load_wide<is_whole>(u + (r + m) * ldu + c, n - c));
             sums[m] += only(log_two - z - 2.0 * log1p<double>(exp<double>(-z)), inside);
           }
         }
-        store<is_whole>(out + r, lane_sums<kLanes>(sums), count);
+        store_wide<is_whole>(out + r, lane_sums<kWideLanes>(sums), count);
       });
 }
 
@@ -370,9 +270,9 @@ double categorical_log_probs(const Rows<T>& p, double* log_probs) {
     for (Index i = 0; i < count; ++i) {
       chosen[i] = (double)p.y[(r + i) * p.ldy + (Index)p.action[(r + i) * p.ldaction]];
     }
-    store<is_whole>(log_probs + r,
-                    load<is_whole>(log_probs + r, count) + ((chosen - largest) - normalizer),
-                    count);
+    store_wide<is_whole>(
+        log_probs + r,
+        load_wide<is_whole>(log_probs + r, count) + ((chosen - largest) - normalizer), count);
     entropy += only(normalizer - weighted / mass, first_lanes(count));
   });
   return sum(entropy);
@@ -381,7 +281,7 @@ double categorical_log_probs(const Rows<T>& p, double* log_probs) {
 NATGRAD_INLINE bool any(IVec<double> lanes) {
   int64_t bits = 0;
 #pragma GCC unroll 8
-  for (int i = 0; i < kLanes; ++i) bits |= lanes[i];
+  for (int i = 0; i < kWideLanes; ++i) bits |= lanes[i];
   return bits != 0;
 }
 
@@ -427,15 +327,15 @@ void categorical_scores(const Rows<T>& p, const double* scale, T* out, Index ldo
     Columns<is_whole, T> y(p.y + r * p.ldy, p.ldy, p.n, count);
     const Wide largest = y.largest(), mass = y.exponentiate(largest);
     const Wide chosen = load_column<is_whole>(p.action + r * p.ldaction, p.ldaction, count);
-    const Wide weight = load<is_whole>(scale + r, count);
-    Wide sums = load<is_whole>(squares + r, count);
+    const Wide weight = load_wide<is_whole>(scale + r, count);
+    Wide sums = load_wide<is_whole>(squares + r, count);
     for (Index c = 0; c < p.n; ++c) {
       const Wide hit = chosen == (double)c ? Wide{} + 1.0 : Wide{};
       const Wide value = weight * (hit - y.exponential(c, largest) / mass);
       store_column<is_whole>(out + r * ldout + c, ldout, value, count);
       sums += value * value;
     }
-    store<is_whole>(squares + r, sums, count);
+    store_wide<is_whole>(squares + r, sums, count);
   });
 }
 
@@ -458,7 +358,7 @@ void categorical_products(Index rows, Index n, const T* p, Index ldp, const doub
     constexpr bool is_whole = decltype(whole)::is;
     const Columns<is_whole, T> mass(p + r * ldp, ldp, n, count);
     const Columns<is_whole, T> along(u + r * ldu, ldu, n, count);
-    const Wide weight = load<is_whole>(scale + r, count);
+    const Wide weight = load_wide<is_whole>(scale + r, count);
     Wide mean = {};
     for (Index c = 0; c < n; ++c) mean += mass[c] * along[c];
     for (Index c = 0; c < n; ++c) {
