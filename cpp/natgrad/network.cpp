@@ -441,7 +441,8 @@ void Linearization<T>::evaluate_at(
 // dh_{l-1} W_l' + h_{l-1} dW_l' + db_l, derived or not; without dh the first term is left out.
 template <class T>
 void Linearization<T>::direction_layer(std::size_t l, Index first, Matrix<const T> dh,
-                                       Matrix<T> result, Epilogue epilogue) const {
+                                       Matrix<T> result, Epilogue epilogue,
+                                       const kernels::Adjoints<T>* dots) const {
   const Layer& layer = network_->layers()[l];
   const Matrix<const T> h = layer_input(l);
   kernels::Multiply<T> p{};
@@ -461,6 +462,7 @@ void Linearization<T>::direction_layer(std::size_t l, Index first, Matrix<const 
   p.c = result.data;
   p.ldc = result.stride;
   p.epilogue = epilogue;
+  p.dots = dots;
   if (epilogue == Epilogue::derive) {
     p.activation = network_->spec().activation;
     p.ldcached = leading_dimension<T>(layer.out);
@@ -507,10 +509,10 @@ void Linearization<T>::pull_back(std::size_t l, Index first, Matrix<const T> d, 
   kernels::table<T>().multiply(p);
 }
 
-// g_W_l += d_l' h_{l-1},  g_b_l += colsum(d_l), for the rows of a tile                    (eq. 13)
+// g_W_l += d_l' h_{l-1}, for the rows of a tile                                           (eq. 13)
 template <class T>
-void Linearization<T>::accumulate_layer(std::size_t l, Index first, Matrix<const T> d,
-                                        bool overwrite, T* accumulator) const {
+void Linearization<T>::accumulate_weights(std::size_t l, Index first, Matrix<const T> d,
+                                          bool overwrite, T* accumulator) const {
   const Layer& layer = network_->layers()[l];
   const Matrix<const T> h = layer_input(l);
   const GradientBlock& block = gradient_blocks_[l];
@@ -531,9 +533,6 @@ void Linearization<T>::accumulate_layer(std::size_t l, Index first, Matrix<const
   g.ldg = block.stride;
   g.overwrite = overwrite;
   kernels::table<T>().accumulate(g);
-  // Of the last layer's d the free outputs are part.
-  kernels::table<T>().column_sums(d.data, d.rows, d.stride, d.columns, overwrite,
-                                  accumulator + block.bias);
 }
 
 // Gradients of all layers; from each to the one below by pull_back.
@@ -543,7 +542,10 @@ void Linearization<T>::reverse(Index first, Matrix<T> d, bool overwrite, T* accu
   const std::vector<Layer>& layers = network_->layers();
   Buffer<T>* buffers[2] = {&worker->ping, &worker->pong};
   for (std::size_t l = layers.size(); l-- > 0;) {
-    accumulate_layer(l, first, d, overwrite, accumulator);
+    accumulate_weights(l, first, d, overwrite, accumulator);
+    // g_b_l += colsum(d_l); of the last layer's d the free outputs are part.
+    kernels::table<T>().column_sums(d.data, d.rows, d.stride, d.columns, overwrite,
+                                    accumulator + gradient_blocks_[l].bias);
     if (l == 0) break;
     const Matrix<T> below = scratch(*buffers[l % 2], d.rows, layers[l].in);
     pull_back(l, first, d, below);
@@ -608,11 +610,11 @@ namespace {
 // table that `benchmarks/adjoint_cache.py` prints, on a Zen 5 with AVX-512 and float32.
 constexpr double kPass = 1240, kPassLayer = 240;  // of a product by passes, of each layer in it,
 constexpr double kLinearPass = 670;               // and where nothing is pulled back
-constexpr double kSweep = 1470;                   // of a product by adjoints,
-constexpr double kColumn = 355;      // of each layer and column in it: sums across lanes
-constexpr double kShort = 1.1;       // its matrix products are shorter, and so slower
-constexpr double kTouch = 3.9;       // to read a number of the cache twice,
-constexpr double kTouchMemory = 23;  // and where all of it is more than this
+constexpr double kSweep = 1550;                   // of a product by adjoints,
+constexpr double kColumn = 180;      // of each layer and column in it: sums across lanes
+constexpr double kShort = 1.03;      // its matrix products are shorter, and so slower
+constexpr double kTouch = 7.4;       // to read a number of the cache twice,
+constexpr double kTouchMemory = 22;  // and where all of it is more than this
 constexpr double kCacheBytes = 12 << 20;
 // What matters in small batches, fitted to `benchmarks/solver_choice.py`: time of a product, whatever
 // its size; of packing and summing a parameter; of a row, and of a column kept for it.
@@ -708,15 +710,24 @@ void Linearization<T>::sweep_adjoints(const double* direction,
     };
     for (std::size_t l = 0; direction != nullptr && l < count; ++l) {
       const kernels::Adjoints<T> p = visit(l);
-      direction_layer(l, first, {}, {p.x, rows, p.width, p.ldx}, Epilogue::none);
-      kernels::adjoint_table<T>().dots(p);
+      const Matrix<T> x{p.x, rows, p.width, p.ldx};
+      const Layer& layer = network_->layers()[l];
+      const Index narrow = narrow_columns<T>(layer);
+      if (p.width == layer.out && (layer.out == narrow || layer.out % kLanes<T> == 0)) {
+        // Straight from the product's registers, where no columns are left over.
+        direction_layer(l, first, {}, x, Epilogue::dot, &p);
+      } else {
+        direction_layer(l, first, {}, x, Epilogue::none);
+        kernels::adjoint_table<T>().dots(p);
+      }
     }
     fill(first, s);
     for (std::size_t l = 0; gradient != nullptr && l < count; ++l) {
       const kernels::Adjoints<T> p = visit(l);
-      kernels::adjoint_table<T>().sums(p);
-      accumulate_layer(l, first, {p.x, rows, p.width, p.ldx}, first == shard_begin(shard),
-                       accumulators_.data() + shard * accumulator_size_);
+      const bool overwrite = first == shard_begin(shard);
+      T* accumulator = accumulators_.data() + shard * accumulator_size_;
+      kernels::adjoint_table<T>().sums(p, overwrite, accumulator + gradient_blocks_[l].bias);
+      accumulate_weights(l, first, {p.x, rows, p.width, p.ldx}, overwrite, accumulator);
     }
   });
   if (gradient != nullptr) reduce(gradient);

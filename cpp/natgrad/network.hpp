@@ -194,13 +194,13 @@ class Linearization {
                      const PackedLayers<T>& packed, bool keep_slope, T* scratch_slope) const;
   void forward_product(std::size_t layer, kernels::Multiply<T> p) const;
   void direction_layer(std::size_t layer, Index first, Matrix<const T> dh, Matrix<T> result,
-                       Epilogue epilogue) const;
+                       Epilogue epilogue, const kernels::Adjoints<T>* dots = nullptr) const;
   Matrix<const T> forward_mode(Index first, Index rows, Worker* worker);
   // Row i of d is that of observation first + every i.
   void pull_back(std::size_t layer, Index first, Matrix<const T> d, Matrix<T> below,
                  Index every = 1) const;
-  void accumulate_layer(std::size_t layer, Index first, Matrix<const T> d, bool overwrite,
-                        T* accumulator) const;
+  void accumulate_weights(std::size_t layer, Index first, Matrix<const T> d, bool overwrite,
+                          T* accumulator) const;
   void reverse(Index first, Matrix<T> d, bool overwrite, T* accumulator, Worker* worker);
   Index width(std::size_t layer) const;  // of z_l, of the last with the free outputs
   struct Costs {

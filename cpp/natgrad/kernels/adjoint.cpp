@@ -2,7 +2,8 @@
 // coefficients into cotangents (eq. 18, 19). Compiled once per level, like dense_layer.cpp.
 //
 // Both touch every adjoint once and do one multiply-add with it: they run at the speed of the memory
-// that holds the adjoints. The row of x, and the sums, stay in registers or the first-level cache.
+// that holds the adjoints. Layers of whole vectors, or of a few columns, have their dot products made by
+// the product itself (dense_layer.cpp).
 //
 // Inner products of Khatri-Rao rows make a dense Fisher matrix (eq. 14): a row is a product of two
 // features over a tile of observations, so that it is made by whole vectors too.
@@ -67,30 +68,38 @@ void dots(const Adjoints<T>& p) {
   }
 }
 
-// V vectors of one row of x.
+// V vectors of columns of x, and their sums over the rows.
 template <class T, int V>
-inline __attribute__((always_inline)) void sum_of(const Adjoints<T>& p, Index r, Index c) {
-  const T* d = p.d + r * p.columns * p.ldd + c;
-  const T* s = p.s + r * p.columns;
-  Vec<T> acc[V] = {};
-  for (Index k = 0; k < p.columns; ++k, d += p.ldd) {
+inline void sums_of(const Adjoints<T>& p, Index c, bool overwrite, T* column_sums) {
+  const T *d = p.d + c, *s = p.s;
+  Vec<T> total[V] = {};
+  for (Index r = 0; r < p.rows; ++r) {
+    Vec<T> acc[V] = {};
+    for (Index k = 0; k < p.columns; ++k, d += p.ldd, ++s) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) acc[v] += s[k] * load<T>(d + v * Simd<T>::lanes);
+      for (int v = 0; v < V; ++v) acc[v] += *s * load<T>(d + v * Simd<T>::lanes);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      store<T>(p.x + r * p.ldx + c + v * Simd<T>::lanes, acc[v]);
+      total[v] += acc[v];
+    }
   }
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) {
-    store<T>(p.x + r * p.ldx + c + v * Simd<T>::lanes, acc[v]);
+    T* to = column_sums + c + v * Simd<T>::lanes;
+    store<T>(to, overwrite ? total[v] : load<T>(to) + total[v]);
   }
 }
 
 template <class T>
-void sums(const Adjoints<T>& p) {
+void sums(const Adjoints<T>& p, bool overwrite, T* column_sums) {
   constexpr int lanes = Simd<T>::lanes;
-  for (Index r = 0; r < p.rows; ++r) {
-    Index c = 0;
-    for (; c + kTogether * lanes <= p.width; c += kTogether * lanes) sum_of<T, kTogether>(p, r, c);
-    for (; c < p.width; c += lanes) sum_of<T, 1>(p, r, c);
+  Index c = 0;
+  for (; c + kTogether * lanes <= p.width; c += kTogether * lanes) {
+    sums_of<T, kTogether>(p, c, overwrite, column_sums);
   }
+  for (; c < p.width; c += lanes) sums_of<T, 1>(p, c, overwrite, column_sums);
 }
 
 // M rows of a and G rows of b.

@@ -20,6 +20,7 @@ namespace NATGRAD_NAMESPACE {
 
 using natgrad::kernels::Accumulate;
 using natgrad::kernels::Activation;
+using natgrad::kernels::Adjoints;
 using natgrad::kernels::Epilogue;
 using natgrad::kernels::kPanelBytes;
 using natgrad::kernels::Multiply;
@@ -226,6 +227,45 @@ inline __attribute__((always_inline)) void derive_block(const Multiply<T>& p, Ve
   }
 }
 
+// Sums of the lanes of v[0 .. M), as many at once as fit into a vector, for use(m, sum).
+template <class T, int M, class Use>
+inline __attribute__((always_inline)) void for_each_lane_sum(const Vec<T>* v, Use use) {
+  constexpr int most = Simd<T>::lanes < 8 ? Simd<T>::lanes : 8, O = M < most ? M : most;
+  Vec<T> group[O];
+#pragma GCC unroll 8
+  for (int o = 0; o < O; ++o) group[o] = v[o];
+  const Vec<T> sums = lane_sums<T, O>(group);
+#pragma GCC unroll 8
+  for (int o = 0; o < O; ++o) use(o, sums[o]);
+  if constexpr (M > O) {
+    for_each_lane_sum<T, M - O>(
+        v + O, [&](int m, T sum) __attribute__((always_inline)) { use(O + m, sum); });
+  }
+}
+
+// Dot products of the block's rows with their adjoints, straight from the accumulators.
+template <class T, int M, int V>
+inline __attribute__((always_inline)) void dot_block(const Multiply<T>& p, Vec<T> (&acc)[M][V],
+                                                     Index r, Index c) {
+  const Adjoints<T>& to = *p.dots;
+  const bool overwrite = to.overwrite && c == 0;
+  for (Index k = 0; k < to.columns; ++k) {
+    const T* d = to.d + (r * to.columns + k) * to.ldd + c;
+    T* s = to.s + r * to.columns + k;
+    Vec<T> products[M];
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m, d += to.columns * to.ldd) {
+      products[m] = acc[m][0] * load<T>(d);
+#pragma GCC unroll 4
+      for (int v = 1; v < V; ++v) products[m] += acc[m][v] * load<T>(d + v * Simd<T>::lanes);
+    }
+    for_each_lane_sum<T, M>(products, [&](int m, T sum) __attribute__((always_inline)) {
+      T* at = s + m * to.columns;
+      *at = overwrite ? sum : *at + sum;
+    });
+  }
+}
+
 // Activations are long: a loop over what the block has just stored, hot in cache.
 template <class T>
 void activate_block(const Multiply<T>& p, Index r, Index c, Index rows, Index columns) {
@@ -238,6 +278,7 @@ template <class T, int M, int V>
 inline __attribute__((always_inline)) void finish_block(const Multiply<T>& p, Vec<T> (&acc)[M][V],
                                                         Index r, Index c) {
   if (p.epilogue == Epilogue::derive) return derive_block<T, M, V>(p, acc, r, c);
+  if (p.epilogue == Epilogue::dot) return dot_block<T, M, V>(p, acc, r, c);
   store_block<T, M, V>(p, acc, r, c);
   if (p.epilogue == Epilogue::activate) activate_block<T>(p, r, c, M, V * Simd<T>::lanes);
 }
@@ -409,6 +450,36 @@ inline __attribute__((always_inline)) void dot_products(Vec<T> (&acc)[M][O], con
   }
 }
 
+// Dot products of those columns with their adjoints: one sum across lanes for each row, not for each
+// column of it.
+template <class T, int M, int O>
+inline __attribute__((always_inline)) void narrow_dots(const Multiply<T>& p,
+                                                       const Vec<T> (&acc)[M][O], Index r,
+                                                       Index o) {
+  const Adjoints<T>& to = *p.dots;
+  const bool overwrite = to.overwrite && o == 0;
+  for (Index k = 0; k < to.columns; ++k) {
+    Vec<T> products[M];
+    T biases[M];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const T* d = to.d + ((r + m) * to.columns + k) * to.ldd + o;
+      products[m] = d[0] * acc[m][0];
+      biases[m] = d[0] * p.bias[o];
+#pragma GCC unroll 8
+      for (int i = 1; i < O; ++i) {
+        products[m] += d[i] * acc[m][i];
+        biases[m] += d[i] * p.bias[o + i];
+      }
+    }
+    T* s = to.s + r * to.columns + k;
+    for_each_lane_sum<T, M>(products, [&](int m, T sum) __attribute__((always_inline)) {
+      T* at = s + m * to.columns;
+      *at = (overwrite ? biases[m] : *at + biases[m]) + sum;
+    });
+  }
+}
+
 // Columns o to o + O. Lanes that are no column of the product hold their bias.
 template <class T, int M, int O>
 __attribute__((noinline)) void narrow_block(const Multiply<T>& p, Index r, Index o) {
@@ -416,6 +487,7 @@ __attribute__((noinline)) void narrow_block(const Multiply<T>& p, Index r, Index
   Vec<T> acc[M][O] = {};
   dot_products<T, M, O>(acc, p.a + r * p.lda, p.lda, p.k, p.b, p.n, o);
   dot_products<T, M, O>(acc, p.a2 + r * p.lda2, p.lda2, p.k2, p.b2, p.n, o);
+  if (p.epilogue == Epilogue::dot) return narrow_dots<T, M, O>(p, acc, r, o);
   IVec<T> is_column;
 #pragma GCC unroll 16
   for (int i = 0; i < lanes; ++i) is_column[i] = i < O ? -1 : 0;

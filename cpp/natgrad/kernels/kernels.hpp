@@ -29,6 +29,20 @@ enum class Epilogue {
   none,      // C = acc
   activate,  // C = act(acc), and slope = act'(acc) where the value does not determine it
   derive,    // C = acc * act'(z), from the cached value act(z) or the cached slope
+  dot,       // rows of acc times cached adjoints; C holds partial sums, or nothing
+};
+
+// Row r of x and the rows r * columns, ... of d, its adjoints, on their way into and out of the
+// coefficients s = <adjoint, direction>.
+template <class T>
+struct Adjoints {
+  std::ptrdiff_t rows, columns;
+  const T* d;  // (rows * columns, width), stride ldd
+  std::ptrdiff_t ldd, width;
+  T* s;  // (rows, columns)
+  T* x;  // (rows, width), stride ldx
+  std::ptrdiff_t ldx;
+  bool overwrite;  // dots: s = instead of s +=
 };
 
 // B operands are packed in panels: the columns are cut into panels of kPanelBytes, the last one
@@ -63,6 +77,7 @@ struct Multiply {
   T* slope;                 // activate: act'(z), written where the value does not determine it
   const T* cached;          // derive: act(z), or act'(z) where the value does not determine it
   std::ptrdiff_t ldcached;  // stride of slope and of cached
+  const Adjoints<T>* dots;  // dot: s[r][k] += d[r columns + k] . acc[r]; its x is not used
   bool a_streams;           // A is read tile after tile: the rows after these come next
 };
 
@@ -92,19 +107,6 @@ struct Table {
                      std::ptrdiff_t columns, double* sums);
 };
 
-// Row r of x and the rows r * columns, ... of d, its adjoints, on their way into and out of the
-// coefficients s = <adjoint, direction>.
-template <class T>
-struct Adjoints {
-  std::ptrdiff_t rows, columns;
-  const T* d;  // (rows * columns, width), stride ldd
-  std::ptrdiff_t ldd, width;
-  T* s;  // (rows, columns)
-  T* x;  // (rows, width), stride ldx
-  std::ptrdiff_t ldx;
-  bool overwrite;  // dots: s = instead of s +=
-};
-
 // Rows of a times rows of b: c += a b'. Both are zero from k on to a whole number of lanes.
 template <class T>
 struct InnerProducts {
@@ -120,7 +122,9 @@ struct InnerProducts {
 template <class T>
 struct AdjointTable {
   void (*dots)(const Adjoints<T>&);  // s[r][k] += d[r columns + k] . x[r]
-  void (*sums)(const Adjoints<T>&);  // x[r] = sum_k s[r][k] d[r columns + k]; pads to whole vectors
+  // x[r] = sum_k s[r][k] d[r columns + k], and column_sums[c] += sum_r x[r][c], or = if `overwrite`;
+  // both are padded to whole vectors.
+  void (*sums)(const Adjoints<T>&, bool overwrite, T* column_sums);
   void (*inner_products)(const InnerProducts<T>&);
 };
 
