@@ -614,8 +614,8 @@ constexpr double kSweep = 1550;                   // of a product by adjoints,
 constexpr double kColumn = 180;      // of each layer and column in it: sums across lanes
 constexpr double kShort = 1.03;      // its matrix products are shorter, and so slower
 constexpr double kTouch = 7.4;       // to read a number of the cache twice,
-constexpr double kTouchMemory = 22;  // and where all of it is more than this
-constexpr double kCacheBytes = 12 << 20;
+constexpr double kTouchMemory = 22;  // and where it and the activations are more than this
+constexpr double kCacheBytes = 10 << 20;
 // What matters in small batches, fitted to `benchmarks/solver_choice.py`: time of a product, whatever
 // its size; of packing and summing a parameter; of a row, and of a column kept for it.
 constexpr double kProduct = 24500, kParameter = 220, kRow = 900, kKeptColumn = 3500;
@@ -630,15 +630,16 @@ template <class T>
 auto Linearization<T>::costs(Index columns, int sweeps) const -> Costs {
   const std::vector<Layer>& layers = network_->layers();
   const double depth = static_cast<double>(layers.size()), k = static_cast<double>(columns);
-  double passes = 0, products = 0, pulled = 0, values = 0;
+  double passes = 0, products = 0, pulled = 0, values = 0, inputs = 0;
   for (std::size_t l = 0; l < layers.size(); ++l) {
     const double product = static_cast<double>((layers[l].in + 1) * layers[l].out);
     passes += l > 0 ? 4 * product : 2 * product;
     products += 2 * product;
     pulled += l > 0 ? product : 0;
     values += static_cast<double>(round_up(width(l), kLanes<T>));
+    inputs += static_cast<double>(round_up(layers[l].in, kLanes<T>));
   }
-  const double bytes = static_cast<double>(rows_) * k * values * sizeof(T);
+  const double bytes = static_cast<double>(rows_) * (k * values + inputs) * sizeof(T);
   const double touch = bytes <= kCacheBytes ? kTouch : kTouchMemory;
   const double by_passes = passes + (depth > 1 ? kPass : kLinearPass) + kPassLayer * depth;
   const double by_adjoints = kShort * products + k * touch * values + kSweep + kColumn * k * depth;
