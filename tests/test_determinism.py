@@ -207,6 +207,26 @@ def test_the_environment_variable_sets_the_number_of_threads():
         assert printed.strip() == threads
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
+def test_a_helper_that_was_woken_may_run_on_every_processor_again():
+    core.set_num_threads(3)
+    p = make_problem("gaussian", count=700)
+    F = core.Fisher(p.core, p.observations)
+    v, allowed = np.ones(F.shape[0]), os.sched_getaffinity(0)
+    for _ in range(3):
+        F @ v
+        time.sleep(0.02)  # helpers park
+
+    def places():
+        return [os.sched_getaffinity(int(t)) for t in os.listdir("/proc/self/task")]
+
+    F @ v  # wakes them, away from here
+    deadline = time.monotonic() + 5
+    while any(place != allowed for place in places()) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert all(place == allowed for place in places())
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_the_pool_of_threads_survives_a_fork():

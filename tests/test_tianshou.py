@@ -372,7 +372,7 @@ def test_states_are_interchangeable_and_algorithms_can_be_pickled(tmp_path):
     ours, theirs = algorithm_of(TRPO), algorithm_of(host.TRPO, seed=1)
     updated(ours, filled_buffer(ours))
     torch.save(ours.state_dict(), tmp_path / "state.pt")
-    theirs.load_state_dict(torch.load(tmp_path / "state.pt"))
+    theirs.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     np.testing.assert_array_equal(weights(ours.policy), weights(theirs.policy))
     updated(theirs, filled_buffer(theirs))
     ours.load_state_dict(theirs.state_dict())

@@ -283,7 +283,7 @@ def test_copies_and_saved_states_of_a_sharing_module_are_its_own(tmp_path):
     policy.parameters[:] += 1.0
     assert torch.equal(twin(observations), before)
     assert not torch.allclose(net(observations), before)
-    net.load_state_dict(torch.load(tmp_path / "net.pt"))
+    net.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
     assert torch.equal(net(observations), before)
     np.testing.assert_array_equal(net[0].bias.detach().numpy(), policy.parameters[35:42])
 

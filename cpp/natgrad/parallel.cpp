@@ -26,13 +26,43 @@ inline void relax() {
 #endif
 }
 
+// Where a parked helper may wake up. Linux may put it on the caller's own processor, which the caller
+// does not leave, while others idle: in virtual machines, where a halted processor counts as taken
+// by somebody else. There it would wait until the next balancing of loads, some milliseconds.
+struct Place {
+  bool parked = false;
+#if defined(__linux__)
+  bool restricted = false;
+  cpu_set_t allowed;
+
+  void leave_this_processor(std::thread& helper) {
+    const int here = sched_getcpu();
+    if (!parked || here < 0 || here >= CPU_SETSIZE) return;
+    const auto thread = helper.native_handle();
+    if (!restricted && pthread_getaffinity_np(thread, sizeof(allowed), &allowed) != 0) return;
+    cpu_set_t others = allowed;
+    CPU_CLR(here, &others);
+    if (CPU_COUNT(&others) == 0) return;
+    if (pthread_setaffinity_np(thread, sizeof(others), &others) == 0) restricted = true;
+  }
+  void restore() {
+    if (restricted) pthread_setaffinity_np(pthread_self(), sizeof(allowed), &allowed);
+    restricted = false;
+  }
+#else
+  void leave_this_processor(std::thread&) {}
+  void restore() {}
+#endif
+};
+
 // A job is a number of tasks. Each worker begins with a range of its own, the same in each job of as
 // many tasks, so that a shard's data stay in one core's cache; then it takes from the others' ends.
 // The caller works too, and waits for the tasks that were taken, not for the helpers: one that wakes
 // up late, because something else has its core, finds nothing left and costs nothing.
 class Pool {
  public:
-  explicit Pool(int helpers) : ranges_(static_cast<std::size_t>(helpers) + 1) {
+  explicit Pool(int helpers)
+      : ranges_(static_cast<std::size_t>(helpers) + 1), places_(static_cast<std::size_t>(helpers)) {
     threads_.reserve(static_cast<std::size_t>(helpers));
     for (int i = 0; i < helpers; ++i) threads_.emplace_back([this, i] { serve(i + 1); });
   }
@@ -58,8 +88,10 @@ class Pool {
     }
     if (parked_.load() > 0) {
       {
-        const std::lock_guard lock(mutex_);
-      }  // a helper has looked and sleeps, or will look again
+        const std::lock_guard lock(mutex_);  // a helper has looked and sleeps, or will look again
+        for (std::size_t i = 0; i < places_.size(); ++i)
+          places_[i].leave_this_processor(threads_[i]);
+      }
       wake_.notify_all();
     }
     while (work(0)) continue;
@@ -126,9 +158,15 @@ class Pool {
         std::this_thread::yield();
       } else {
         std::unique_lock lock(mutex_);
+        Place& place = places_[static_cast<std::size_t>(worker) - 1];
+        place.parked = true;
         parked_.fetch_add(1);
-        wake_.wait(lock, [&] { return has_work() || stopping_.load(); });
+        wake_.wait(lock, [&] {
+          place.restore();
+          return has_work() || stopping_.load();
+        });
         parked_.fetch_sub(1);
+        place.parked = false;
         idle = 0;
       }
     }
@@ -137,6 +175,7 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::vector<Range> ranges_;  // one for each worker
+  std::vector<Place> places_;  // one for each helper
   std::atomic<int> parked_{0}, done_{0};
   std::atomic<bool> stopping_{false};
   FunctionRef<void(int, int)>* job_ = nullptr;

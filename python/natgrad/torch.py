@@ -594,20 +594,22 @@ class PolicyUpdater:
             advantages: (N,), finite.
             log_probs: (N,), finite, of the policy that acted; None for the present one.
         """
-        if repr(options) != self._options:
-            self._update, self._options = _core.TrustRegionUpdate(**options), repr(options)
         parameters = list(parameters)
+        twin = None
         try:
             source, observations = read()
-            self._provide_twin(source, observations, forward, parameters)
+            twin = self._provide_twin(source, observations, forward, parameters)
         except UnreadableError as reason:
             self.path = f"Fisher products by torch: {reason}"
+        # Nobody asks for the last residual; torch's products cannot be had by half.
+        options = {**options, "cg_last_residual": twin is None}
+        if repr(options) != self._options:
+            self._update, self._options = _core.TrustRegionUpdate(**options), repr(options)
+        if twin is None:
             report, self.parameters, self.likelihood = _step_by_autograd(
                 self._update, forward, parameters, advantages, log_probs
             )
             return report
-        twin = self._twin
-        assert twin is not None
         self.parameters = parameters
         outputs = source.tensors[2 * len(source.hidden) + 1].numel()
         widths = (source.inputs, *source.hidden, outputs)
@@ -631,9 +633,9 @@ class PolicyUpdater:
         observations: Any,
         forward: Callable[[], tuple[Any, Any]],
         parameters: list[Any],
-    ) -> None:
+    ) -> "_Twin[Policy]":
         if self._twin is not None and self._twin.fits(source):
-            return
+            return self._twin
         if {id(t) for t in source.tensors} != {id(p) for p in parameters}:
             counts = (sum(t.numel() for t in tensors) for tensors in (parameters, source.tensors))
             raise UnreadableError("it has {} parameters, the core's network {}".format(*counts))
@@ -645,6 +647,7 @@ class PolicyUpdater:
             raise UnreadableError(f"its distribution is {kind!r}, not {source.distribution!r}")
         _require_agreement(twin.model, observations, y)
         self._twin = twin
+        return twin
 
 
 def _step_by_autograd(
