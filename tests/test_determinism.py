@@ -218,7 +218,7 @@ def test_a_helper_that_was_woken_may_run_on_every_processor_again():
         time.sleep(0.02)  # helpers park
 
     def places():
-        return [os.sched_getaffinity(int(t)) for t in os.listdir("/proc/self/task")]
+        return [os.sched_getaffinity(int(t.name)) for t in Path("/proc/self/task").iterdir()]
 
     F @ v  # wakes them, away from here
     deadline = time.monotonic() + 5
