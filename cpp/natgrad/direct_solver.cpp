@@ -413,18 +413,30 @@ bool DirectSolver<T>::solve_sample(Linearization<T>* network, const double* free
 // --- what they cost ------------------------------------------------------------------------------
 
 namespace {
-// Fitted to the table that `benchmarks/solver_choice.py` prints, on a Zen 5 with AVX-512 and float32,
-// in multiply-adds of a layer's matrix product.
-constexpr double kCholesky = 2.2;  // one in double
+// Fitted to the tables that `benchmarks/solver_choice.py` prints, on a Zen 5 with AVX-512, in
+// multiply-adds of a layer's matrix product of the same type.
+constexpr double kCholesky = 2.2;  // one in double, in those of float32
 constexpr double kEigen = 150;     // of P^3, to take a matrix apart
+
 // The dense form: a call; a parameter; an element of F; of a row: itself, a column k, a value that is
 // turned, a product of two of them, a multiply-add with one of these.
-constexpr double kDense = 71000, kDenseParameter = 8000, kElement = 250;
-constexpr double kDenseRow = 2000, kDenseColumn = 490, kTurned = 82, kOuter = 7.6, kInner = 1.63;
+struct DenseCosts {
+  double call, parameter, element, row, column, turned, outer, inner;
+};
+template <class T>
+constexpr DenseCosts kDense{78000, 8270, 412, 306, 684, 17, 25, 2.2};
+template <>
+constexpr DenseCosts kDense<double>{38200, 1990, 255, 323, 584, 22, 23, 0.74};
+
 // The sample form: a call, a parameter, an element of J J' and of each layer in it, a multiply-add,
 // a value that is turned; of two products.
-constexpr double kSample = 150000, kSampleParameter = 140, kGramElement = 162, kGramLayer = 18.8;
-constexpr double kGram = 0.4, kSampleTurned = 193, kSampleSweeps = 0.43;
+struct SampleCosts {
+  double call, parameter, element, layer, inner, turned, sweeps;
+};
+template <class T>
+constexpr SampleCosts kSample{298000, 63, 316, 12, 0.51, 123, 0.3};
+template <>
+constexpr SampleCosts kSample<double>{84500, 58, 178, 8.1, 0.57, 79, 0.45};
 }  // namespace
 
 template <class T>
@@ -455,15 +467,17 @@ double DirectSolver<T>::cost(Solver form, const Linearization<T>& network, Index
   const double cholesky = kCholesky * sizeof(float) / sizeof(T) / 6;  // the unit is one of T
   if (sample) {
     const double size = k * n, depth = static_cast<double>(layers.size());
-    return kSample + kSampleParameter * parameters + cholesky * cube(size) +
-           size * size * (kGramElement + kGramLayer * depth + kGram * outputs / 2) +
-           n * size * kGram * inputs / 2 + kSampleTurned * (size * outputs + n * inputs) +
-           kSampleSweeps * network.cost(columns, 2);
+    const SampleCosts& c = kSample<T>;
+    return c.call + c.parameter * parameters + cholesky * cube(size) +
+           size * size * (c.element + c.layer * depth + c.inner * outputs / 2) +
+           n * size * c.inner * inputs / 2 + c.turned * (size * outputs + n * inputs) +
+           c.sweeps * network.cost(columns, 2);
   }
-  return kDense + (kDenseParameter + kElement * parameters) * parameters +
+  const DenseCosts& c = kDense<T>;
+  return c.call + (c.parameter + c.element * parameters) * parameters +
          (damped ? cholesky : kEigen) * cube(parameters) +
-         n * (kDenseRow + kDenseColumn * k + kTurned * (inputs + k * outputs) +
-              kOuter * (inner + k * outer) + kInner * products);
+         n * (c.row + c.column * k + c.turned * (inputs + k * outputs) +
+              c.outer * (inner + k * outer) + c.inner * products);
 }
 
 template class DirectSolver<float>;

@@ -11,8 +11,8 @@ using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::Ro
 // Rows whose Khatri-Rao products are formed at once for a dense matrix.
 constexpr Index kChunkRows = 256;
 
-// The cost model, fitted to `benchmarks/solver_choice.py`: multiply-adds of the kernels that take as
-// long as a value of a softmax's root (eq. 6).
+// The cost model, fitted to `benchmarks/solver_choice.py`: multiply-adds of the kernels that take
+// in float32 as long as a value of a softmax's root (eq. 6); half as many in double.
 constexpr double kSoftmaxRoot = 320;
 
 // +1 or -1 for each column, a function of row and column alone: the bits of SplitMix64 (Steele, Lea
@@ -126,7 +126,7 @@ double Fisher<T>::cost(Solver solver, double more_damping, int series) const {
                          std::holds_alternative<Categoricals>(policy_->policy->distribution());
     const Index roots = rows * adjoint_columns() * policy_->network.outputs().columns;
     return DirectSolver<T>::cost(solver, policy_->network, adjoint_columns(), damped) +
-           (softmax ? kSoftmaxRoot * static_cast<double>(roots) : 0);
+           (softmax ? kSoftmaxRoot * sizeof(float) / sizeof(T) * static_cast<double>(roots) : 0);
   }
   return is_linear_gaussian() ? LinearGaussian<T>::cost_of_solve(*policy_->policy, rows, damped)
                               : std::numeric_limits<double>::infinity();

@@ -618,7 +618,10 @@ constexpr double kTouchMemory = 22;  // and where it and the activations are mor
 constexpr double kCacheBytes = 10 << 20;
 // What matters in small batches, fitted to `benchmarks/solver_choice.py`: time of a product, whatever
 // its size; of packing and summing a parameter; of a row, and of a column kept for it.
-constexpr double kProduct = 24500, kParameter = 220, kRow = 900, kKeptColumn = 3500;
+constexpr double kProduct = 37500, kParameter = 260, kRow = 430, kKeptColumn = 3500;
+// Of them all, what is not matrix products takes as long in either type: as half as many in double.
+template <class T>
+constexpr double kUnit = static_cast<double>(sizeof(float)) / sizeof(T);
 }  // namespace
 
 template <class T>
@@ -641,8 +644,10 @@ auto Linearization<T>::costs(Index columns, int sweeps) const -> Costs {
   }
   const double bytes = static_cast<double>(rows_) * (k * values + inputs) * sizeof(T);
   const double touch = bytes <= kCacheBytes ? kTouch : kTouchMemory;
-  const double by_passes = passes + (depth > 1 ? kPass : kLinearPass) + kPassLayer * depth;
-  const double by_adjoints = kShort * products + k * touch * values + kSweep + kColumn * k * depth;
+  const double by_passes =
+      passes + kUnit<T> * ((depth > 1 ? kPass : kLinearPass) + kPassLayer * depth);
+  const double by_adjoints =
+      kShort * products + k * touch * values + kUnit<T> * (kSweep + kColumn * k * depth);
   return {sweeps * by_passes, sweeps * by_adjoints + kShort * k * pulled};
 }
 
@@ -657,9 +662,10 @@ template <class T>
 double Linearization<T>::cost(Index columns, int sweeps) const {
   const Costs row = costs(columns, sweeps);
   const double parameters = static_cast<double>(network_->parameter_count());
-  const double kept = row.adjoints + kKeptColumn * static_cast<double>(columns);
-  const double per_row = kRow + (adjoints_pay(columns, sweeps) ? kept : row.passes);
-  return sweeps * (kProduct + kParameter * parameters) + static_cast<double>(rows_) * per_row;
+  const double kept = row.adjoints + kUnit<T> * kKeptColumn * static_cast<double>(columns);
+  const double per_row = kUnit<T> * kRow + (adjoints_pay(columns, sweeps) ? kept : row.passes);
+  return sweeps * kUnit<T> * (kProduct + kParameter * parameters) +
+         static_cast<double>(rows_) * per_row;
 }
 
 // Rows of one column: the columns of an observation lie beside each other.
