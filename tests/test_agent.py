@@ -38,12 +38,15 @@ def history(agent, steps, **keywords):
 
 @pytest.mark.slow
 @every_algorithm
-def test_cartpole_is_solved(algorithm):
-    agent = algorithm("CartPole-v1", seed=0).learn(60_000)
-    result = natgrad.evaluate(agent, episodes=20)
-    assert result.mean >= 475
-    assert result.returns.shape == result.lengths.shape == (20,)
-    np.testing.assert_array_equal(result.returns, result.lengths)
+def test_cartpole_is_solved_by_most_seeds(algorithm):
+    means = []
+    for seed in range(3):
+        agent = algorithm("CartPole-v1", seed=seed).learn(60_000)
+        result = natgrad.evaluate(agent, episodes=20)
+        assert result.returns.shape == result.lengths.shape == (20,)
+        np.testing.assert_array_equal(result.returns, result.lengths)
+        means.append(result.mean)
+    assert sorted(means)[1] >= 475
 
 
 @pytest.mark.slow
