@@ -28,6 +28,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,29 @@ def read(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
+def run_all(
+    run: Callable[[Run], Row],
+    todo: list[Run],
+    jobs: int,
+    rows: list[Row],
+    columns: list[str],
+    output: Path,
+) -> None:
+    """Runs so many jobs at a time, each in a process of its own; the CSV grows row by row."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool,
+        tqdm(total=len(todo), unit="run", disable=None) as bar,
+    ):
+        for future in as_completed([pool.submit(run, job) for job in todo]):
+            rows.append(future.result())
+            bar.update()
+            with output.open("w", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(rows)
+
+
 def numbers(text: str) -> NDArray[np.float64]:
     """A curve as it is written in a row."""
     return np.array([float(value) for value in text.split()])
@@ -325,18 +349,9 @@ def main() -> None:
         if (job := (task, side, seed)) not in done
     ]
     if not options.report:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            ProcessPoolExecutor(options.jobs, get_context("spawn"), max_tasks_per_child=1) as pool,
-            tqdm(total=len(todo), unit="run", disable=None) as bar,
-        ):
-            for future in as_completed([pool.submit(run, job, options.length) for job in todo]):
-                rows.append(future.result())
-                bar.update()
-                with options.output.open("w", newline="") as file:
-                    writer = csv.DictWriter(file, COLUMNS)
-                    writer.writeheader()
-                    writer.writerows(rows)
+        run_all(
+            partial(run, length=options.length), todo, options.jobs, rows, COLUMNS, options.output
+        )
     print(report(rows))
     if options.picture is not None:
         draw(rows, options.picture)

@@ -14,11 +14,9 @@ The output is a CSV with a row for each run; rows that it holds already are not 
 """
 
 import argparse
-import csv
 import os
 import warnings
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ import gymnasium
 import numpy as np
 from damping_study import Row, train
 from numpy.typing import NDArray
-from tqdm import tqdm
+from returns import Run, read, run_all
 
 import natgrad
 from natgrad.statistics import bootstrap_interval, interquartile_mean
@@ -58,7 +56,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "relu": {"activation": "relu"},
 }
 COLUMNS = ["task", "setting", "seed", "steps", "initial", "final", "accepted", "seconds", "curve"]
-Run = tuple[str, str, int]
 
 
 def with_large_rewards(task: str) -> gymnasium.Env[Any, Any]:
@@ -154,10 +151,7 @@ def main() -> None:
     )
     parser.add_argument("--picture", type=Path, help="draw the table")
     options = parser.parse_args()
-    rows: list[Row] = []
-    if options.output.exists():
-        with options.output.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+    rows = read(options.output)
     done = {(row["task"], row["setting"], int(row["seed"])) for row in rows}
     todo = [
         job
@@ -167,18 +161,9 @@ def main() -> None:
         if (job := (task, setting, seed)) not in done
     ]
     if not options.report:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            ProcessPoolExecutor(options.jobs, get_context("spawn"), max_tasks_per_child=1) as pool,
-            tqdm(total=len(todo), unit="run", disable=None) as bar,
-        ):
-            for future in as_completed([pool.submit(run, job, options.length) for job in todo]):
-                rows.append(future.result())
-                bar.update()
-                with options.output.open("w", newline="") as file:
-                    writer = csv.DictWriter(file, COLUMNS)
-                    writer.writeheader()
-                    writer.writerows(rows)
+        run_all(
+            partial(run, length=options.length), todo, options.jobs, rows, COLUMNS, options.output
+        )
     print(report(rows))
     if options.picture is not None:
         draw(rows, options.picture)
