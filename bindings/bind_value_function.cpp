@@ -121,15 +121,13 @@ damping : float > 0
     At the start, in units where the targets have standard deviation 1.
 max_change : float > 0
     Bound on the mean squared change of V / std in one step; may be inf.
-weight_decay : float >= 0, <= 1
-    The part of all parameters that is taken away before the steps (Loshchilov and Hutter 2019).
 method : {'auto', 'passes', 'adjoints'}
     How products are made, see Fisher.
 
 Call it as fit(value_function, observations, targets): (N, observation_size), (N,) -> FitReport.
 Transactional. Raises ValueError or TypeError for bad arrays.)")
       .def(py::init([](int steps, int cg_iterations, double damping, double max_change,
-                       double weight_decay, const std::string& method) {
+                       const std::string& method) {
              GaussNewtonOptions options;
              options.steps = at_least(steps, 1, "steps");
              options.cg_iterations = at_least(cg_iterations, 1, "cg_iterations");
@@ -138,17 +136,13 @@ Transactional. Raises ValueError or TypeError for bad arrays.)")
                wrong_value("max_change", "want a number > 0, got " + std::to_string(max_change));
              }
              options.max_change = max_change;
-             options.weight_decay =
-                 number(weight_decay, "weight_decay", weight_decay >= 0 && weight_decay <= 1,
-                        "a number >= 0 and <= 1");
              options.method = fisher_method_named(method, "method");
              return std::make_unique<PyGaussNewtonFit>(options);
            }),
            py::arg("steps") = GaussNewtonOptions{}.steps,
            py::arg("cg_iterations") = GaussNewtonOptions{}.cg_iterations,
            py::arg("damping") = GaussNewtonOptions{}.damping,
-           py::arg("max_change") = GaussNewtonOptions{}.max_change,
-           py::arg("weight_decay") = GaussNewtonOptions{}.weight_decay, py::arg("method") = "auto")
+           py::arg("max_change") = GaussNewtonOptions{}.max_change, py::arg("method") = "auto")
       .def_property("state", &PyGaussNewtonFit::state, &PyGaussNewtonFit::set_state, kState)
       .def("__call__", &run_fit<PyGaussNewtonFit>, py::arg("value_function"),
            py::arg("observations"), py::arg("targets"));

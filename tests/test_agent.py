@@ -117,7 +117,6 @@ CHANGES = {  # option: another value, and options without which it would mean no
     "critic_cg_iterations": (1, {}),
     "critic_damping": (10.0, {}),
     "critic_max_change": (1e-3, {}),
-    "critic_weight_decay": (0.5, {}),
     "critic_epochs": (2, WITH_ADAM),
     "critic_minibatch_size": (20, WITH_ADAM),
     "critic_learning_rate": (0.1, WITH_ADAM),
@@ -572,7 +571,7 @@ def test_rewards_without_information_do_no_harm(algorithm, reward):
     for log in history(agent, 20 * 64):
         assert log["train/status"] in ("ACCEPTED", "ZERO_ADVANTAGES", "LINE_SEARCH_FAILED")
         if log["train/status"] == "ACCEPTED" and algorithm is natgrad.TRPO:
-            assert log["train/kl_divergence_loss"] <= 0.01
+            assert log["train/kl_divergence_loss"] <= agent.config.max_kl
     assert np.isfinite(agent.policy.parameters).all()
     assert np.isfinite(agent.critic.parameters).all()
 

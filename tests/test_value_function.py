@@ -167,9 +167,7 @@ def test_gauss_newton_solves_a_linear_problem_at_once():
     observations = rng.normal(size=(200, 3))
     targets = observations @ [1.0, -2.0, 0.5] + 3.0
     v = value_function(hidden=(), inputs=3)
-    fit = core.GaussNewtonFit(
-        steps=20, cg_iterations=20, damping=1e-6, max_change=1e6, weight_decay=0.0
-    )
+    fit = core.GaussNewtonFit(steps=20, cg_iterations=20, damping=1e-6, max_change=1e6)
     fit(v, observations, targets)
     np.testing.assert_allclose(v.predict(observations), targets, atol=1e-4)
 
@@ -181,7 +179,6 @@ def test_gauss_newton_solves_a_linear_problem_at_once():
         {"cg_iterations": 1},
         {"damping": 10.0},
         {"max_change": 1e-3},
-        {"weight_decay": 0.0},
     ],
     ids=str,
 )
@@ -206,33 +203,6 @@ def assert_changes(fit, options):
         assert fit(**chosen)(v, observations, targets).accepted
         results.append(v.parameters.copy())
     assert relative_error(results[1], results[0]) > 1e-6
-
-
-def test_weight_decay_shrinks_the_parameters_and_then_fits_as_without():
-    observations, targets = smooth_problem()
-    start = value_function()
-    core.GaussNewtonFit()(start, observations, targets)
-    results = []
-    for shrink, decay in ((1.0, 0.2), (0.8, 0.0)):
-        v = value_function()
-        v.target_scale = start.target_scale
-        v.parameters = shrink * start.parameters
-        assert core.GaussNewtonFit(weight_decay=decay, steps=8)(v, observations, targets).accepted
-        results.append(v.parameters.copy())
-    assert relative_error(results[0], results[1]) < 1e-9
-
-
-def test_a_fit_that_decay_would_leave_worse_than_before_is_given_up():
-    observations, targets = smooth_problem()
-    v = value_function()
-    core.GaussNewtonFit(steps=50, cg_iterations=50)(v, observations, targets)
-    before = v.parameters.tobytes()
-    report = core.GaussNewtonFit(steps=1, cg_iterations=1, weight_decay=0.5)(
-        v, observations, targets
-    )
-    assert report.accepted is False
-    assert report.loss > report.loss_before
-    assert v.parameters.tobytes() == before
 
 
 def test_a_small_max_change_keeps_the_predictions_close():

@@ -186,12 +186,6 @@ FitReport GaussNewtonFit<T>::operator()(ValueFunction<T>& value_function,
   FitReport report;
   report.loss_before = report.loss = mean_loss(network_.outputs(), targets_.data());
   report.explained_variance_before = transaction.explained_variance(network_.outputs(), targets_);
-  if (options_.weight_decay > 0) {
-    const T kept = static_cast<T>(1 - options_.weight_decay);
-    for (Index i = 0; i < n; ++i) theta[i] *= kept;
-    linearize();
-    report.loss = mean_loss(network_.outputs(), targets_.data());
-  }
   double damping = damping_;
   bool moved = true;
   for (int attempt = 0; attempt < options_.steps && std::isfinite(report.loss); ++attempt) {

@@ -24,19 +24,17 @@ struct FitReport {
 };
 
 struct GaussNewtonOptions {
-  int steps = 4;               // attempts, each one gradient, one solve, one evaluation
-  int cg_iterations = 5;       // few: stopping early is what keeps noise in the targets out
-  double damping = 0.1;        // at the start; then adapted (Levenberg and Marquardt)
-  double max_change = 1;       // bound on the mean squared change of z in one step
-  double weight_decay = 0.03;  // the part of all parameters that is taken away before the steps
+  int steps = 4;          // attempts, each one gradient, one solve, one evaluation
+  int cg_iterations = 5;  // few: stopping early is what keeps noise in the targets out
+  double damping = 0.1;   // at the start; then adapted (Levenberg and Marquardt)
+  double max_change = 1;  // bound on the mean squared change of z in one step
   FisherMethod method = FisherMethod::automatic;  // of the products
 };
 
 // Gauss-Newton: a value function is a Gaussian with unit variance, so its Fisher matrix is
 // (1/N) sum J_n' J_n and the same conjugate gradients apply. Damping follows the ratio of actual to
 // predicted reduction (Martens 2010, section 4.1); the step is bounded in the units of the outputs
-// (Schulman et al. 2016, section 5: a trust region for the value function). Parameters shrink before
-// they are fitted (Loshchilov and Hutter 2019), or noise that earlier targets have left would stay.
+// (Schulman et al. 2016, section 5: a trust region for the value function).
 template <class T>
 class GaussNewtonFit {
  public:

@@ -524,7 +524,6 @@ class GaussNewtonFit:
         cg_iterations: int = 5,
         damping: float = 0.1,
         max_change: float = 1.0,
-        weight_decay: float = 0.03,
         method: Literal["auto", "passes", "adjoints"] = "auto",
     ) -> None: ...
     @property

@@ -143,7 +143,6 @@ class Agent(ABC):
                 config.critic_cg_iterations,
                 config.critic_damping,
                 config.critic_max_change,
-                config.critic_weight_decay,
             )
         else:
             self._critic_fit = _core.AdamFit(

@@ -477,12 +477,20 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
                 title += f" ({', '.join(owners)} only)"
             group = groups.get(title) or parser.add_argument_group(title)
             groups[title] = group
-            _add_option(group, field, hints[field.name])
+            _add_option(group, field, hints[field.name], _default(field.name, owners))
 
 
-def _add_option(group: Any, field: dataclasses.Field[Any], annotation: Any) -> None:
+def _default(name: str, owners: list[str]) -> str:
+    """The default of an option; of each algorithm where they differ."""
+    shown = {a: _shown(CONFIGS[a].__dataclass_fields__[name]) for a in owners}
+    if len(set(shown.values())) == 1:
+        return shown[owners[0]]
+    return ", ".join(f"{value} for {a}" for a, value in shown.items())
+
+
+def _add_option(group: Any, field: dataclasses.Field[Any], annotation: Any, default: str) -> None:
     flag = f"--{field.name.replace('_', '-')}"
-    text = f"{field.metadata['help']} (default: {_shown(field)})".replace("%", "%%")
+    text = f"{field.metadata['help']} (default: {default})".replace("%", "%%")
     keywords: dict[str, Any] = {"default": NOT_GIVEN, "help": text, "dest": field.name}
     if annotation is bool:
         keywords |= {"action": argparse.BooleanOptionalAction}

@@ -99,10 +99,6 @@ class AgentConfig:
         1.0, "critic", "gauss_newton: largest mean squared change of the scaled predictions "
         "in one step", above=0.0,
     )  # fmt: skip
-    critic_weight_decay: float = _option(
-        0.03, "critic", "gauss_newton: part of the parameters taken away before each fit",
-        low=0.0, high=1.0,
-    )  # fmt: skip
     critic_epochs: int = _option(10, "critic", "adam: passes over the batch per update", low=1)
     critic_minibatch_size: int = _option(64, "critic", "adam: observations per step", low=1)
     critic_learning_rate: float = _option(1e-3, "critic", "adam: learning rate", above=0.0)
@@ -242,6 +238,10 @@ class NPGConfig(AgentConfig):
 class TRPOConfig(NPGConfig):
     """Options of `natgrad.TRPO`: the step of `NPG`, shortened by a line search."""
 
+    # A search can afford longer steps, and they learn more (docs/results.md).
+    max_kl: float = _option(
+        0.03, "trust region", "largest mean KL(old || new) of an update, in nats", above=0.0
+    )
     line_search_shrink: float = _option(
         0.8, "line search", "factor by which a rejected step is shortened", above=0.0, high=0.99
     )
