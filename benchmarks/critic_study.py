@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 import natgrad
 
-TASKS = {"HalfCheetah-v5": 2000, "Hopper-v5": 2048, "CartPole-v1": 2048, "Pendulum-v1": 2048}
+TASKS = {"HalfCheetah-v5": 2000, "Hopper-v5": 2048, "CartPole-v1": 2048,
+         "LunarLanderContinuous-v3": 2048}  # fmt: skip
 ROLLOUTS = 30
 GAMMA, LAMBDA = 0.99, 0.95
 AHEAD = 300  # steps; 0.99^300 is 5 %

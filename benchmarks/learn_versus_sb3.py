@@ -60,6 +60,8 @@ def build(task: str, seed: int) -> tuple[Any, dict[str, natgrad.TRPO]]:
             natgrad.TRPOConfig(
                 seed=seed,
                 batch_size=STEPS,
+                max_kl=0.01,
+                damping=0.1,
                 cg_iterations=theirs.cg_max_steps,
                 preconditioner="none",
                 normalize_observations=False,

@@ -9,7 +9,7 @@ namespace {
 // The cost model, in multiply-adds of the kernels, fitted to `benchmarks/solver_choice.py`: a call; of
 // an output, itself, an element of its factor, a multiply-add; of a product with G, itself, a
 // multiply-add, a parameter in the vectors of the solver; an eigenvalue solver's n^3.
-constexpr double kSolve = 60000, kOutput = 30000, kElement = 150, kCholesky = 0.37;
+constexpr double kSolve = 10000, kOutput = 32000, kElement = 150, kCholesky = 0.37;
 constexpr double kProduct = 15000, kMultiply = 28, kParameter = 200;
 constexpr double kEigen = 250;
 
