@@ -60,6 +60,7 @@ def build(task: str, seed: int) -> tuple[Any, dict[str, natgrad.TRPO]]:
             natgrad.TRPOConfig(
                 seed=seed,
                 batch_size=STEPS,
+                gamma=0.99,
                 max_kl=0.01,
                 damping=0.1,
                 cg_iterations=theirs.cg_max_steps,

@@ -45,6 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "max_kl_end 0.1": {"max_kl_end": 0.1},
     **{f"damping {x}": {"damping": x} for x in (0.01, 1.0)},
     "one product, kfac": {"preconditioner": "kfac", "cg_iterations": 1},
+    **{f"gamma {x}": {"gamma": x} for x in (0.98, 0.99)},
     **{f"gae_lambda {x}": {"gae_lambda": x} for x in (0.9, 0.98)},
     **{f"log_std_init {x}": {"log_std_init": x} for x in (-0.5, 0.5)},
     "log_std_min -0.7": {"log_std_min": -0.7},

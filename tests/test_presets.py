@@ -9,7 +9,7 @@ import natgrad
 from natgrad import presets
 from natgrad.cli import _argument, _parser, main
 
-NAME = "Hopper-v5"
+NAME = "HalfCheetah-v5"
 
 
 @pytest.mark.parametrize("name", presets.names())
