@@ -162,7 +162,9 @@ def test_a_checkpoint_of_another_number_of_environments_starts_new_episodes(tmp_
 def sound(tmp_path_factory):
     """Path of a sound checkpoint, which tests read only."""
     path = tmp_path_factory.mktemp("sound") / "agent.npz"
-    agent = natgrad.TRPO("CartPole-v1", hidden=(4,), critic_hidden=(4,), batch_size=64, seed=2)
+    agent = natgrad.TRPO(
+        "CartPole-v1", n_envs=1, hidden=(4,), critic_hidden=(4,), batch_size=64, seed=2
+    )
     agent.learn(256).save(path)
     assert agent._environments.state.lengths.all()  # an episode is in progress: no empty arrays
     return path
