@@ -7,8 +7,8 @@ Trains TRPO with the defaults and with one thing changed, task by task and seed 
 study that is ended early is an even one; presets do not count. The return of a run is the mean over
 the episodes that finished in its last fifth, counted from that of the first update, in units of
 what the defaults gained on that task: 1 is as good as the defaults, 0 has learnt nothing. The table
-has interquartile means over tasks and seeds and 95 % bootstrap intervals (samples drawn within
-tasks), then the same for each task.
+has interquartile means over tasks and those seeds that all of them have, with 95 % bootstrap
+intervals (samples drawn within tasks), then the same for each task.
 
 The output is a CSV with a row for each run; rows that it holds already are not run again.
 """
@@ -91,6 +91,15 @@ def scores(rows: list[Row], setting: str) -> dict[str, NDArray[np.float64]]:
     return found
 
 
+def even(rows: list[Row]) -> list[Row]:
+    """The rows of those seeds that every task has, so that tasks weigh the same."""
+    seeds: dict[str, set[str]] = {}
+    for row in rows:
+        seeds.setdefault(row["task"], set()).add(str(row["seed"]))
+    common = set.intersection(*seeds.values()) if seeds else set()
+    return [row for row in rows if str(row["seed"]) in common]
+
+
 def report(rows: list[Row]) -> str:
     """The table of docs/results.md, in Markdown."""
     tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
@@ -163,6 +172,7 @@ def main() -> None:
         run_all(
             partial(run, length=options.length), todo, options.jobs, rows, COLUMNS, options.output
         )
+    rows = even(rows)
     print(report(rows))
     if options.picture is not None:
         draw(rows, options.picture)
