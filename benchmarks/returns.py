@@ -322,7 +322,7 @@ def draw(rows: list[Row], path: Path) -> None:
         for axis in panels
         for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(labels.values(), labels, loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(labels.values(), labels, loc="outside upper center", ncols=4, frameon=False)
     figure.supxlabel("environment steps")
     figure.supylabel("return of training episodes")
     figure.savefig(path, dpi=100)
