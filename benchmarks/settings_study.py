@@ -7,8 +7,8 @@ Trains TRPO with the defaults and with one thing changed, task by task and seed 
 study that is ended early is an even one; presets do not count. The return of a run is the mean over
 the episodes that finished in its last fifth, counted from that of the first update, in units of
 what the defaults gained on that task: 1 is as good as the defaults, 0 has learnt nothing. The table
-has interquartile means over tasks and those seeds that all of them have, with 95 % bootstrap
-intervals (samples drawn within tasks), then the same for each task.
+has interquartile means over tasks and those seeds that have been run to the end, with 95 %
+bootstrap intervals (samples drawn within tasks), then the same for each task.
 
 The output is a CSV with a row for each run; rows that it holds already are not run again.
 """
@@ -16,6 +16,7 @@ The output is a CSV with a row for each run; rows that it holds already are not 
 import argparse
 import os
 import warnings
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,10 @@ def scores(rows: list[Row], setting: str) -> dict[str, NDArray[np.float64]]:
 
 
 def even(rows: list[Row]) -> list[Row]:
-    """The rows of those seeds that every task has, so that tasks weigh the same."""
-    seeds: dict[str, set[str]] = {}
-    for row in rows:
-        seeds.setdefault(row["task"], set()).add(str(row["seed"]))
-    common = set.intersection(*seeds.values()) if seeds else set()
-    return [row for row in rows if str(row["seed"]) in common]
+    """The rows of those seeds that have been run to the end, so that tasks weigh the same."""
+    runs = {(row["task"], row["setting"]) for row in rows}
+    finished = Counter(str(row["seed"]) for row in rows)
+    return [row for row in rows if finished[str(row["seed"])] == len(runs)]
 
 
 def report(rows: list[Row]) -> str:
