@@ -724,6 +724,30 @@ def test_an_evaluation_callback_logs_and_keeps_the_best(tmp_path):
         natgrad.EvalCallback(0)
 
 
+def test_a_resumed_training_keeps_the_best_agent_of_the_one_before(tmp_path):
+    path = tmp_path / "best.npz"
+    agent = natgrad.TRPO("CartPole-v1", batch_size=256)
+    agent.learn(256 * 6, callback=natgrad.EvalCallback(6, 3, best_path=path))
+    good = natgrad.evaluate(agent, episodes=3).mean
+
+    bad = natgrad.TRPO("CartPole-v1", batch_size=256).learn(256)
+    before = path.read_bytes()
+    callback = natgrad.EvalCallback(1, 3, best_path=path)
+    bad.learn(256, callback=callback)
+    assert callback.best.mean == good > natgrad.evaluate(bad, episodes=3).mean
+    assert path.read_bytes() == before
+
+    fresh = natgrad.EvalCallback(1, 3, best_path=path)  # a training of its own starts over
+    natgrad.TRPO("CartPole-v1", batch_size=256).learn(256, callback=fresh)
+    assert fresh.best.mean < good
+    assert path.read_bytes() != before
+
+    path.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="the best agent is sought anew"):
+        bad.learn(256, callback=(callback := natgrad.EvalCallback(1, 3, best_path=path)))
+    assert natgrad.evaluate(natgrad.TRPO.load(path), episodes=3).mean == callback.best.mean
+
+
 def test_a_checkpoint_callback_keeps_the_newest_files(tmp_path):
     callback = natgrad.CheckpointCallback(tmp_path / "deep" / "folder", every=2, keep=2)
     agent = natgrad.TRPO(Random, **SMALL).learn(64 * 9, callback=callback)

@@ -179,7 +179,8 @@ class EvalCallback(Callback):
         env: id or function; the agent's own when None.
         seed: the same episodes every time.
         deterministic: act with the mode of the policy.
-        best_path: where the agent is saved whenever its mean return is the highest so far.
+        best_path: where the agent is saved whenever its mean return is the highest so far. A
+            training that goes on from a checkpoint first evaluates what is there.
 
     Attributes:
         best: the best evaluation so far, or None.
@@ -205,13 +206,26 @@ class EvalCallback(Callback):
         self._best_path = best_path
         self.best: Evaluation | None = None
 
+    def on_training_start(self, agent: Any) -> None:
+        """Evaluates the best agent of the training that goes on, where it was saved."""
+        path = self._best_path
+        if self.best is not None or agent.num_updates == 0 or path is None:
+            return
+        if not Path(path).exists():
+            return
+        try:
+            best = type(agent).load(path, self._env or agent.make_env)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; the best agent is sought anew", stacklevel=2)
+            return
+        self.best = self._evaluate(best)
+        best.close()
+
     def on_update_end(self, agent: Learner, log: dict[str, Scalar]) -> None:
         """Evaluates if it is time to."""
         if agent.num_updates % self._every:
             return
-        result = evaluate(
-            agent, self._env, self._episodes, seed=self._seed, deterministic=self._deterministic
-        )
+        result = self._evaluate(agent)
         log["eval/mean_reward"] = result.mean
         log["eval/std_reward"] = result.std
         log["eval/mean_ep_length"] = float(result.lengths.mean())
@@ -219,6 +233,11 @@ class EvalCallback(Callback):
             self.best = result
             if self._best_path is not None:
                 agent.save(self._best_path)
+
+    def _evaluate(self, agent: Learner) -> Evaluation:
+        return evaluate(
+            agent, self._env, self._episodes, seed=self._seed, deterministic=self._deterministic
+        )
 
 
 class StopOnReturn(Callback):
