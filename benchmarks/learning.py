@@ -1,4 +1,4 @@
-"""Do the agents learn? CartPole-v1 and HalfCheetah-v5, several seeds, with the defaults.
+"""Do the agents learn? CartPole-v1 and HalfCheetah-v5, several seeds, with the presets.
 
     python benchmarks/learning.py [--output benchmarks/results/learning.csv]
 
