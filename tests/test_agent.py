@@ -12,6 +12,7 @@ import struct
 import termios
 import threading
 
+import gymnasium
 import numpy as np
 import pytest
 from environments import SMALL, Counting, Random, Trouble, contents, parameters, popen
@@ -746,6 +747,24 @@ def test_a_resumed_training_keeps_the_best_agent_of_the_one_before(tmp_path):
     with pytest.warns(UserWarning, match="the best agent is sought anew"):
         bad.learn(256, callback=(callback := natgrad.EvalCallback(1, 3, best_path=path)))
     assert natgrad.evaluate(natgrad.TRPO.load(path), episodes=3).mean == callback.best.mean
+
+
+@pytest.mark.parametrize(
+    ("env", "options"),
+    [
+        ("CartPole-v1", {"env_options": {"sutton_barto_reward": True}}),
+        (Random, {}),  # has no id
+        (lambda: gymnasium.wrappers.TimeLimit(gymnasium.make("CartPole-v1"), 7), {}),
+    ],
+    ids=["options", "class", "wrapped"],
+)
+def test_the_best_agent_is_evaluated_where_the_others_are(tmp_path, env, options):
+    path = tmp_path / "best.npz"
+    agent = natgrad.TRPO(env, batch_size=64, **options)
+    agent.learn(64, callback=(first := natgrad.EvalCallback(1, 3, best_path=path)))
+    second = natgrad.EvalCallback(10**6, 3, best_path=path)
+    agent.learn(64, callback=second)
+    np.testing.assert_array_equal(second.best.returns, first.best.returns)
 
 
 def test_a_checkpoint_callback_keeps_the_newest_files(tmp_path):

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -214,18 +214,19 @@ class EvalCallback(Callback):
         if not Path(path).exists():
             return
         try:
-            best = type(agent).load(path, self._env or agent.make_env)
-        except CheckpointError as error:
+            # By the id where there is one: options and EnvPool go with ids alone.
+            best = type(agent).load(path, agent.env_id or agent.make_env)
+        except (CheckpointError, ValueError) as error:
             warnings.warn(f"{error}; the best agent is sought anew", stacklevel=2)
             return
-        self.best = self._evaluate(best)
-        best.close()
+        with closing(best):
+            self.best = self._evaluate(best, self._env or agent.make_env)
 
     def on_update_end(self, agent: Learner, log: dict[str, Scalar]) -> None:
         """Evaluates if it is time to."""
         if agent.num_updates % self._every:
             return
-        result = self._evaluate(agent)
+        result = self._evaluate(agent, self._env)
         log["eval/mean_reward"] = result.mean
         log["eval/std_reward"] = result.std
         log["eval/mean_ep_length"] = float(result.lengths.mean())
@@ -234,9 +235,9 @@ class EvalCallback(Callback):
             if self._best_path is not None:
                 agent.save(self._best_path)
 
-    def _evaluate(self, agent: Learner) -> Evaluation:
+    def _evaluate(self, agent: Learner, env: str | Callable[[], Any] | None) -> Evaluation:
         return evaluate(
-            agent, self._env, self._episodes, seed=self._seed, deterministic=self._deterministic
+            agent, env, self._episodes, seed=self._seed, deterministic=self._deterministic
         )
 
 
