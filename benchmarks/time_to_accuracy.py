@@ -45,6 +45,7 @@ MOST = 12  # products tried
 TRIALS_EVERY = 50  # updates from one trial of preconditioner="auto" to the next
 METHODS: dict[str, dict[str, Any]] = {
     "kfac": {"preconditioner": "kfac"},
+    "subsample": {"preconditioner": "subsample"},
     "auto": {"preconditioner": "auto"},
     "jax": {},
     "kfac, all": {"preconditioner": "kfac", "kfac_every": 1},
@@ -55,6 +56,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "nystrom 10": {"preconditioner": "nystrom", "nystrom_rank": 10},
     "nystrom 50": {"preconditioner": "nystrom", "nystrom_rank": 50},
 }
+SUBSAMPLE = {
+    name: natgrad.TRPOConfig.__dataclass_fields__[name].default
+    for name in ("subsample_every", "subsample_iterations")
+}
 KEPT: dict[str, dict[str, Any]] = {
     "anew": {},
     "anew, every 8": {"kfac_every": 8},
@@ -64,6 +69,8 @@ KEPT: dict[str, dict[str, Any]] = {
     "refresh 2": {"kfac_refresh": 2},
     "refresh 4": {"kfac_refresh": 4},
     "refresh 4, decay 0.5": {"kfac_refresh": 4, "kfac_decay": 0.5},
+    "subsample": {"preconditioner": "subsample"},
+    "subsample, decay 0.5": {"preconditioner": "subsample", "kfac_decay": 0.5},
 }
 
 
@@ -71,12 +78,20 @@ FASTEST_JAX: dict[str, str] = {}  # of a task, once all ways have been tried
 
 
 def preconditioner_of(
-    fisher: natgrad.Fisher, damping: float, method: dict[str, Any]
+    fisher: natgrad.Fisher,
+    part: Callable[[int], natgrad.Fisher],
+    damping: float,
+    method: dict[str, Any],
 ) -> natgrad.Preconditioner | None:
     """What an update with these options uses."""
+    every = {"every": method["kfac_every"]} if "kfac_every" in method else {}
     if method.get("preconditioner") == "kfac":
-        every = {"every": method["kfac_every"]} if "kfac_every" in method else {}
         return natgrad.KFac(fisher, damping, **every)
+    if method.get("preconditioner") == "subsample":
+        config = {**SUBSAMPLE, **method}
+        inner = part(config["subsample_every"])
+        factors = natgrad.KFac(inner, 8 * damping, **every)
+        return natgrad.InnerSolver(inner, 1.5 * damping, config["subsample_iterations"], factors)
     if method.get("preconditioner") == "diagonal":
         return natgrad.DiagonalPreconditioner(fisher, damping)
     if method.get("preconditioner") == "nystrom":
@@ -90,6 +105,7 @@ class System:
     def __init__(self, snapshot: Snapshot, damping: float) -> None:
         self.damping = damping
         batch = snapshot.batch
+        self.snapshot = snapshot
         self.fisher = natgrad.Fisher(snapshot.policy, batch.observations)
         self.g = snapshot.policy.score(batch.observations, batch.actions, batch.advantages)
         config = {**snapshot.policy.config, "distribution": snapshot.policy.distribution}
@@ -126,13 +142,14 @@ class System:
             damping=self.damping,
             rtol=0.0,
             max_iterations=products,
-            preconditioner=self._preconditioner(tuple(method.items())),
+            preconditioner=preconditioner_of(self.fisher, self.part, self.damping, method),
         )
         return self.error_of(result.x)
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019 (the system goes with its preconditioner)
-    def _preconditioner(self, method: tuple[tuple[str, Any], ...]) -> Any:
-        return preconditioner_of(self.fisher, self.damping, dict(method))
+    def part(self, every: int) -> natgrad.Fisher:
+        """Of every so-manieth observation."""
+        observations = self.snapshot.batch.observations
+        return natgrad.Fisher(self.snapshot.policy, observations, fraction=1 / every)
 
 
 class Solver:

@@ -14,6 +14,31 @@ std::unique_ptr<PyKfac> make_kfac(Fisher<T>& fisher, double damping, const KfacO
   return std::make_unique<PyKfac>(std::move(factors), definite);
 }
 
+std::unique_ptr<PyInnerSolver> make_inner_solver(PyFisher& fisher, double damping, int iterations,
+                                                 py::handle preconditioner) {
+  non_negative(damping, "damping");
+  at_least(iterations, 1, "iterations");
+  const Index n = fisher.size();
+  const int series = CgOptions{}.max_iterations * iterations;
+  const auto b = [&fisher, series](const double* v, double* out) {
+    fisher.product(v, out, series);
+  };
+  const auto form = [&fisher, series](const double* v) {
+    return fisher.run([=](auto& typed) { return typed.quadratic_form(v, series); });
+  };
+  InnerSolver::Operator c_inverse;
+  if (!preconditioner.is_none()) {
+    if (!py::isinstance<PyPreconditioner>(preconditioner)) {
+      throw py::type_error("preconditioner: want None or a Preconditioner, got " +
+                           py::repr(preconditioner).cast<std::string>());
+    }
+    c_inverse = make_operator(preconditioner, n, "preconditioner", iterations).apply;
+  }
+  auto solver = std::make_unique<InnerSolver>();
+  solver->attach(b, form, std::move(c_inverse), n, damping, iterations);
+  return std::make_unique<PyInnerSolver>(std::move(solver), true);
+}
+
 // Rows of a square operator of any kind that has a shape.
 Index size_of_operator(py::handle a) {
   if (!py::hasattr(a, "shape")) wrong_value("A", "want an operator that has a shape");
@@ -105,6 +130,32 @@ all_columns : bool
            }),
            py::arg("fisher"), py::arg("damping") = 0.0, py::arg("every") = defaults.every,
            py::arg("all_columns") = defaults.all_columns);
+
+  py::class_<PyInnerSolver, PyPreconditioner>(
+      m, "InnerSolver", py::is_final(),
+      R"(A few conjugate gradient iterations on another Fisher matrix, that of a part of the batch.
+
+An approximate (B + damping I)^-1 r as a preconditioner (inner and outer iterations; Golub and Ye
+1999). What it is varies with r: `conjugate_gradient` knows, and is flexible (eq. 38; Notay 2000);
+other solvers have to be.
+
+    part = natgrad.Fisher(policy, observations, fraction=1 / 6)
+    M = natgrad.InnerSolver(part, 0.1, preconditioner=natgrad.KFac(part, 0.1))
+    natgrad.conjugate_gradient(fisher, g, damping=0.1, max_iterations=2, preconditioner=M)
+
+Parameters
+----------
+fisher : Fisher
+    B, cheaper than the operator that is to be inverted.
+damping : float >= 0
+    In addition to the operator's own.
+iterations : int >= 1
+    Products with B in an application.
+preconditioner : Preconditioner, optional
+    Of these iterations, such as KFac of the same part.)")
+      .def(py::init(&make_inner_solver), py::arg("fisher"), py::arg("damping") = 0.0,
+           py::arg("iterations") = InnerSolver::kIterations, py::arg("preconditioner") = py::none(),
+           py::keep_alive<1, 2>(), py::keep_alive<1, 5>());
 
   py::class_<PyDiagonal, PyPreconditioner>(m, "DiagonalPreconditioner", py::is_final(),
                                            R"(M = diag(A) + damping I (Jacobi).

@@ -68,6 +68,7 @@ CgResult solve(py::handle a, py::handle given_b, py::handle given_x0, double dam
   std::optional<OperatorFromPython> inverse;
   if (!preconditioner.is_none()) {
     inverse = make_operator(preconditioner, n, "preconditioner", options.max_iterations, tensor);
+    options.flexible = inverse->varies;
   }
 
   CgScratch scratch;

@@ -13,10 +13,12 @@ namespace {
 PreconditionerKind preconditioner_named(const std::string& name) {
   if (name == "none") return PreconditionerKind::none;
   if (name == "kfac") return PreconditionerKind::kfac;
+  if (name == "subsample") return PreconditionerKind::subsample;
   if (name == "diagonal") return PreconditionerKind::diagonal;
   if (name == "nystrom") return PreconditionerKind::nystrom;
   if (name == "auto") return PreconditionerKind::automatic;
-  wrong_value("preconditioner", "want none, auto, kfac, diagonal or nystrom, got '" + name + "'");
+  wrong_value("preconditioner",
+              "want none, auto, kfac, subsample, diagonal or nystrom, got '" + name + "'");
 }
 
 using bindings::name_of;  // of a Solver
@@ -26,6 +28,8 @@ const char* name_of(PreconditionerKind kind) {
       return "none";
     case PreconditionerKind::kfac:
       return "kfac";
+    case PreconditionerKind::subsample:
+      return "subsample";
     case PreconditionerKind::diagonal:
       return "diagonal";
     case PreconditionerKind::nystrom:
@@ -296,8 +300,10 @@ curvature_fraction : float, 0 < fraction <= 1
     Part of the observations, evenly spaced, that the Fisher products use.
 damped_step : bool
     Scale the step by x'(F + damping D)x instead.
-preconditioner : {'none', 'auto', 'kfac', 'diagonal', 'nystrom'}
-    Of the conjugate gradients; see KFac, DiagonalPreconditioner and NystromPreconditioner. 'auto' is
+preconditioner : {'none', 'auto', 'kfac', 'subsample', 'diagonal', 'nystrom'}
+    Of the conjugate gradients; see KFac, InnerSolver, DiagonalPreconditioner and
+    NystromPreconditioner. 'subsample' iterates on the Fisher matrix of a part of the observations,
+    with 'kfac' of these (InnerSolver); its inner products are not counted as products. 'auto' is
     as accurate as cg_iterations plain ones, in less time: the first and then every 50th update solves
     both ways, with 'kfac' until the quadratic model is as low (eq. 31); the ones between take the
     faster way by a cost model, with as many products as it needed.
@@ -307,6 +313,10 @@ kfac_refresh : int >= 1
     Updates that share one average.
 kfac_decay : float, 0 <= decay < 1
     Weight of the averages so far in a new one.
+subsample_every : int >= 1
+    The part has every so-manieth observation.
+subsample_iterations : int >= 1
+    Inner iterations for each outer one.
 nystrom_rank : int >= 1
     Products that the Nystrom preconditioner is built from; at most P.
 damping_mode : {'fixed', 'trace', 'adaptive'}
@@ -350,7 +360,8 @@ an adaptive damping, the step of a warm start, kept factors and what 'auto' foun
                        const std::string& damping_mode, double damping_min, double damping_max,
                        py::handle damping_metric, const std::string& solver, double cg_atol,
                        const std::string& kl_reduction, const std::string& kl_direction,
-                       std::optional<double> step_size, std::optional<double> log_std_min) {
+                       std::optional<double> step_size, std::optional<double> log_std_min,
+                       Index subsample_every, int subsample_iterations) {
              TrustRegionOptions options;
              options.max_kl = positive(max_kl, "max_kl");
              options.damping = non_negative(damping, "damping");
@@ -364,6 +375,9 @@ an adaptive damping, the step of a warm start, kept factors and what 'auto' foun
              options.preconditioner = preconditioner_named(preconditioner);
              options.kfac.every = size_of(kfac_every, "kfac_every");
              options.nystrom_rank = size_of(nystrom_rank, "nystrom_rank");
+             options.subsample_every = size_of(subsample_every, "subsample_every");
+             options.subsample_iterations =
+                 at_least(subsample_iterations, 1, "subsample_iterations");
              options.kfac.refresh = at_least(kfac_refresh, 1, "kfac_refresh");
              options.kfac.decay = decay_of(kfac_decay, "kfac_decay");
              options.cg_last_residual = cg_last_residual;
@@ -430,7 +444,9 @@ an adaptive damping, the step of a warm start, kept factors and what 'auto' foun
            py::arg("damping_metric") = py::none(), py::arg("solver") = "auto",
            py::arg("cg_atol") = defaults.cg_atol, py::arg("kl_reduction") = "sum",
            py::arg("kl_direction") = "old_new", py::arg("step_size") = py::none(),
-           py::arg("log_std_min") = py::none())
+           py::arg("log_std_min") = py::none(),
+           py::arg("subsample_every") = defaults.subsample_every,
+           py::arg("subsample_iterations") = defaults.subsample_iterations)
       .def_property(
           "state", &PyTrustRegionUpdate::state, &PyTrustRegionUpdate::set_state,
           "float64 vector; save it and assign it to go on where an update stopped. Empty\n"

@@ -30,12 +30,16 @@ class PyPreconditioner : public ZeroedUntilConstructed {
     const std::lock_guard lock(mutex_);
     inverse_->apply(r, z);
   }
+  bool varies() const { return positive_definite && inverse_->varies(); }
 
  private:
   std::unique_ptr<Preconditioner> inverse_;
   std::mutex mutex_;
 };
 struct PyKfac : PyPreconditioner {
+  using PyPreconditioner::PyPreconditioner;
+};
+struct PyInnerSolver : PyPreconditioner {
   using PyPreconditioner::PyPreconditioner;
 };
 struct PyDiagonal : PyPreconditioner {
@@ -45,10 +49,12 @@ struct PyNystrom : PyPreconditioner {
   using PyPreconditioner::PyPreconditioner;
 };
 
-// y = A x for anything that Python may offer. `compiled` operators run without the GIL.
+// y = A x for anything that Python may offer. `compiled` operators run without the GIL; one that
+// `varies` is a preconditioner for flexible conjugate gradients.
 struct OperatorFromPython {
   std::function<void(const double*, double*)> apply;
   bool compiled = false;
+  bool varies = false;
 };
 
 // A tensor of torch, without importing torch.
@@ -83,7 +89,8 @@ inline OperatorFromPython make_operator(py::handle a, Index n, const std::string
                             py::str(py::type::of(a).attr("__name__")).cast<std::string>() +
                             " of size " + std::to_string(preconditioner.size()));
     }
-    return {[&preconditioner](const double* x, double* y) { preconditioner.apply(x, y); }, true};
+    return {[&preconditioner](const double* x, double* y) { preconditioner.apply(x, y); }, true,
+            preconditioner.varies()};
   }
   // Foreign operators are given a copy of the vector: they may keep it.
   const auto from_callable = [n, name, tensor](py::object call) -> OperatorFromPython {

@@ -95,6 +95,7 @@ WITH_ADAM = {"critic": "adam"}
 # Problems as small as these are solved directly.
 WITH_CG = {"solver": "cg", "preconditioner": "none"}
 WITH_KFAC = {"solver": "cg", "preconditioner": "kfac"}
+WITH_SUBSAMPLE = {"solver": "cg", "preconditioner": "subsample", "cg_iterations": 2}
 WITH_BACKTRACKING = {"max_kl": 5.0, "damping": 1e-5, **WITH_CG}
 CHANGES = {  # option: another value, and options without which it would mean nothing
     "seed": (1, {}),
@@ -138,6 +139,8 @@ CHANGES = {  # option: another value, and options without which it would mean no
     "kfac_every": (4, WITH_KFAC),
     "kfac_refresh": (2, WITH_KFAC),
     "kfac_decay": (0.5, WITH_KFAC),
+    "subsample_every": (3, WITH_SUBSAMPLE),
+    "subsample_iterations": (1, WITH_SUBSAMPLE),
     "cg_last_residual": (False, {**WITH_CG, "cg_iterations": 1}),
     "nystrom_rank": (5, {**WITH_CG, "preconditioner": "nystrom"}),
     "fisher": ("empirical", {}),

@@ -42,6 +42,10 @@ KINDS = {
         natgrad.TRPO,
         {"preconditioner": "kfac", "kfac_refresh": 3, "kfac_decay": 0.5, "solver": "cg"},
     ),
+    "trpo with kept factors of a part": (
+        natgrad.TRPO,
+        {"preconditioner": "subsample", "kfac_refresh": 2, "subsample_every": 3, "solver": "cg"},
+    ),
     "npg with an automatic preconditioner": (
         natgrad.NPG,
         {"preconditioner": "auto", "kfac_refresh": 2, "solver": "cg"},

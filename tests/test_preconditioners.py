@@ -1,6 +1,7 @@
 """Preconditioners: their matrices against NumPy, what they do to conjugate gradients, bad input."""
 
 import dataclasses
+import gc
 import itertools
 
 import numpy as np
@@ -277,7 +278,7 @@ def test_degenerate_batches_give_finite_preconditioners(case, damping, dtype):
     assert np.isfinite([r.residual_norm, r.quadratic_form]).all()
 
 
-KINDS = ("none", "auto", "kfac", "diagonal", "nystrom")
+KINDS = ("none", "auto", "kfac", "subsample", "diagonal", "nystrom")
 
 
 @pytest.mark.parametrize("solver", ["auto", "cg", "direct"])
@@ -289,7 +290,7 @@ def test_degenerate_batches_end_in_a_status_with_its_numbers(case, preconditione
         batch = dataclasses.replace(problem, observations=observations).batch
         update = core.TrustRegionUpdate(
             damping=damping, preconditioner=preconditioner, solver=solver, nystrom_rank=5,
-            cg_last_residual=last, kfac_refresh=2,
+            cg_last_residual=last, kfac_refresh=2, subsample_every=3,
         )  # fmt: skip
         for _ in range(3):
             before = problem.core.parameters.tobytes()
@@ -310,13 +311,14 @@ def preconditioners_of(n):
     return {
         "none": None,
         "kfac": core.KFac(fisher, 0.1),
+        "inner": core.InnerSolver(fisher, 0.1, 3),
         "diagonal": core.DiagonalPreconditioner(np.linspace(1, 2, n)),
         "nystrom": core.NystromPreconditioner(fisher, 4, 0.1),
         "array": np.eye(n),
     }
 
 
-@pytest.mark.parametrize("kind", ["none", "kfac", "diagonal", "nystrom", "array"])
+@pytest.mark.parametrize("kind", ["none", "kfac", "inner", "diagonal", "nystrom", "array"])
 def test_indefinite_and_singular_operators_are_told_with_any_preconditioner(kind):
     n = 15
     M = preconditioners_of(n)[kind]
@@ -366,6 +368,140 @@ def test_parameters_that_are_not_finite_leave_the_identity():
     assert not M.positive_definite
     v = np.arange(M.shape[0], dtype=float)
     assert np.array_equal(M @ v, v)
+
+
+# Inner iterations --------------------------------------------------------------------------------
+
+
+class InnerIterations:
+    """Conjugate gradients without recurrences: the best z as a space grows by C^-1 (r - B z)."""
+
+    def __init__(self, B, C_inverse, iterations):
+        self.B, self.C_inverse, self.iterations = B, C_inverse, iterations
+
+    def __matmul__(self, r):
+        space, z = np.empty((len(r), 0)), np.zeros_like(r)
+        for _ in range(self.iterations):
+            y = self.C_inverse @ (r - self.B @ z)
+            space = np.column_stack([space, y / np.linalg.norm(y)])
+            z = space @ np.linalg.solve(space.T @ self.B @ space, space.T @ r)
+        return z
+
+
+@pytest.mark.parametrize("factors", [False, True])
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_the_inner_solver_is_the_best_in_a_space_that_grows(iterations, factors):
+    problem = hard_problem()
+    part = core.Fisher(problem.core, problem.observations, damping=0.02, fraction=1 / 3)
+    n = part.shape[0]
+    C = core.KFac(part, 0.5) if factors else None
+    M = core.InnerSolver(part, 0.03, iterations, C)
+    assert M.positive_definite
+    assert M.shape == (n, n)
+    want = InnerIterations(
+        part.to_dense() + 0.03 * np.eye(n), dense(C) if factors else np.eye(n), iterations
+    )
+    for r in np.random.default_rng(0).normal(size=(2, n)):
+        assert relative_error(M @ r, want @ r) < 1e-8
+
+
+def test_enough_inner_iterations_solve():
+    problem = make_problem("bernoulli", hidden=(), observation_size=4, count=30)
+    fisher = core.Fisher(problem.core, problem.observations, damping=0.1)
+    r = np.random.default_rng(0).normal(size=fisher.shape[0])
+    M = core.InnerSolver(fisher, iterations=40)
+    assert relative_error(M @ r, np.linalg.solve(fisher.to_dense(), r)) < 1e-9
+    assert not (M @ np.zeros_like(r)).any()
+    once = core.conjugate_gradient(fisher, r, max_iterations=2, rtol=1e-9, preconditioner=M)
+    assert once.status is core.CgStatus.CONVERGED
+    assert once.iterations == 1
+
+
+@pytest.mark.parametrize("replacement", [0, 3])
+def test_conjugate_gradients_are_flexible_where_the_preconditioner_varies(replacement):
+    """Against beta by differences of residuals (Notay 2000), which is the same number."""
+    problem = hard_problem()
+    fisher = core.Fisher(problem.core, problem.observations)
+    part = core.Fisher(problem.core, problem.observations, fraction=1 / 5)
+    b = problem.core.score(problem.observations, problem.actions, problem.advantages)
+    A = fisher.to_dense() + 0.01 * np.eye(len(b))
+    M = core.InnerSolver(part, 0.01, 2)
+    x, r = np.zeros_like(b), b.copy()
+    z = p = M @ r
+    for _ in range(6):
+        step = (r @ z) / (p @ A @ p)
+        x, before, rho = x + step * p, r, r @ z
+        r = r - step * (A @ p)
+        z = M @ r
+        p = z + z @ (r - before) / rho * p
+    got = core.conjugate_gradient(
+        fisher, b, damping=0.01, max_iterations=6, residual_replacement=replacement,
+        preconditioner=core.InnerSolver(part, 0.01, 2),
+    )  # fmt: skip
+    assert relative_error(got.x, x) < 1e-9
+    assert got.products == 6 + (2 if replacement else 0)
+
+
+def test_inner_solvers_can_be_nested():
+    problem = hard_problem()
+    F, half, quarter = (
+        core.Fisher(problem.core, problem.observations, fraction=f) for f in (1, 0.5, 0.25)
+    )
+    b = problem.core.score(problem.observations, problem.actions, problem.advantages)
+    M = core.InnerSolver(
+        half, 0.01, 2, core.InnerSolver(quarter, 0.01, 3, core.KFac(quarter, 0.01))
+    )
+    r = core.conjugate_gradient(F, b, damping=0.01, rtol=1e-8, max_iterations=100, preconditioner=M)
+    assert r.status is core.CgStatus.CONVERGED
+    assert relative_error(r.x, np.linalg.solve(F.to_dense() + 0.01 * np.eye(len(b)), b)) < 1e-6
+
+
+def test_a_part_of_the_batch_preconditions_better_than_factors_of_all_of_it():
+    problem = hard_problem()
+    fisher = core.Fisher(problem.core, problem.observations)
+    part = core.Fisher(problem.core, problem.observations, fraction=1 / 4)
+    b = problem.core.score(problem.observations, problem.actions, problem.advantages)
+    A = fisher.to_dense() + 0.01 * np.eye(len(b))
+    exact = np.linalg.solve(A, b)
+
+    def error(preconditioner):
+        x = core.conjugate_gradient(
+            fisher, b, damping=0.01, max_iterations=2, preconditioner=preconditioner
+        ).x
+        return np.sqrt((x - exact) @ A @ (x - exact))
+
+    factors = core.KFac(fisher, 0.01, every=1, all_columns=True)
+    assert error(core.InnerSolver(part, 0.01, 4, core.KFac(part, 0.01))) < 0.7 * error(factors)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_inner_iterations_have_the_same_bits_for_any_number_of_threads(dtype):
+    problem = make_problem("gaussian", hidden=(64, 130), dtype=dtype, count=3000)
+    rs = np.random.default_rng(0).normal(size=(2, problem.core.parameters.size))
+    results, before = [], core.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 8):
+            core.set_num_threads(threads)
+            part = core.Fisher(problem.core, problem.observations, fraction=0.5)
+            M = core.InnerSolver(part, 0.1, 2, core.KFac(part, 0.1))
+            results.append([M @ r for r in rs])
+    finally:
+        core.set_num_threads(before)
+    for other in results[1:]:
+        assert np.array_equal(results[0], other)
+
+
+def test_the_inner_solver_keeps_what_it_is_made_of():
+    problem = hard_problem()
+    r = np.random.default_rng(0).normal(size=problem.core.parameters.size)
+
+    def make():
+        part = core.Fisher(problem.core, problem.observations, fraction=0.5)
+        return core.InnerSolver(part, 0.1, 2, core.KFac(part, 0.1))
+
+    M = make()
+    gc.collect()
+    assert np.array_equal(M @ r, make() @ r)
 
 
 # Diagonal and Nystrom ----------------------------------------------------------------------------
@@ -460,17 +596,32 @@ def test_bad_input_is_named():
         ),
         (
             lambda: core.TrustRegionUpdate(preconditioner="jacobi"),
-            "preconditioner: want none, auto, kfac, diagonal or nystrom, got 'jacobi'",
+            "want none, auto, kfac, subsample, diagonal or nystrom, got 'jacobi'",
         ),
         (lambda: core.TrustRegionUpdate(kfac_refresh=0), "kfac_refresh: want an integer >= 1"),
         (lambda: core.TrustRegionUpdate(kfac_decay=1.0), "kfac_decay: want a number from 0"),
         (lambda: core.TrustRegionUpdate(kfac_decay=-0.1), "kfac_decay: want a number from 0"),
         (lambda: core.TrustRegionUpdate(kfac_every=0), "kfac_every: want an integer from 1"),
         (lambda: core.TrustRegionUpdate(nystrom_rank=0), "nystrom_rank: want an integer from 1"),
+        (lambda: core.TrustRegionUpdate(subsample_every=0), "subsample_every: want an integer"),
+        (
+            lambda: core.TrustRegionUpdate(subsample_iterations=0),
+            "subsample_iterations: want an integer >= 1",
+        ),
+        (lambda: core.InnerSolver(fisher, -1.0), "damping: want a finite number >= 0"),
+        (lambda: core.InnerSolver(fisher, iterations=0), "iterations: want an integer >= 1"),
+        (
+            lambda: core.InnerSolver(
+                fisher, preconditioner=core.DiagonalPreconditioner(np.ones(3))
+            ),
+            f"preconditioner: want size {len(b)} to match b, got a DiagonalPreconditioner of size",
+        ),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()
+    with pytest.raises(TypeError, match="preconditioner: want None or a Preconditioner, got 3"):
+        core.InnerSolver(fisher, preconditioner=3)
 
 
 # In an update ------------------------------------------------------------------------------------
@@ -478,7 +629,7 @@ def test_bad_input_is_named():
 
 def test_an_update_solves_with_the_preconditioner_it_is_told():
     solutions = {}
-    for name in ("none", "kfac", "diagonal", "nystrom"):
+    for name in ("none", "kfac", "subsample", "diagonal", "nystrom"):
         problem = hard_problem()
         update = core.TrustRegionUpdate(
             damping=0.01, cg_iterations=4, line_search=None, preconditioner=name, nystrom_rank=30
@@ -495,16 +646,54 @@ def test_an_update_solves_with_the_preconditioner_it_is_told():
     # The step is along the solution that the operators give.
     problem = hard_problem()
     fisher = core.Fisher(problem.core, problem.observations)
+    part = core.Fisher(problem.core, problem.observations, fraction=1 / 6)
     g = problem.core.score(problem.observations, problem.actions, problem.advantages)
     for name, M in {
         "none": None,
         "kfac": core.KFac(fisher, 0.01),
+        "subsample": core.InnerSolver(part, 1.5 * 0.01, 4, core.KFac(part, 8 * 0.01)),
         "diagonal": core.DiagonalPreconditioner(fisher, 0.01),
         "nystrom": core.NystromPreconditioner(fisher, 30, 0.01),
     }.items():
         r = core.conjugate_gradient(fisher, g, damping=0.01, max_iterations=4, preconditioner=M)
         cosine = r.x @ solutions[name] / np.linalg.norm(r.x) / np.linalg.norm(solutions[name])
         assert 1 - cosine < 1e-10, name
+
+
+@pytest.mark.parametrize("fisher", ["exact", "empirical"])
+def test_a_part_of_the_batch_preconditions_networks_of_all_kinds_in_turn(fisher):
+    options = {
+        "damping": 0.05, "cg_iterations": 2, "line_search": None, "preconditioner": "subsample",
+        "subsample_every": 3, "subsample_iterations": 2, "solver": "cg", "fisher": fisher,
+        "curvature_fraction": 0.8, "kfac_every": 1,
+    }  # fmt: skip
+    same = core.TrustRegionUpdate(**options)  # whose memory serves all of them
+    for activation, hidden in (
+        ("silu", (16, 16)),
+        ("tanh", (16, 16)),
+        ("gelu", (9,)),
+        ("relu", ()),
+    ):
+        steps = []
+        for update in (same, core.TrustRegionUpdate(**options)):
+            problem = make_problem("gaussian", hidden=hidden, activation=activation, count=300)
+            assert update(problem.core, problem.batch).accepted
+            steps.append(problem.core.parameters - problem.theta)
+        assert np.array_equal(*steps)
+
+        problem = make_problem("gaussian", hidden=hidden, activation=activation, count=300)
+        chosen = np.arange(240) * 300 // 240
+        inner = chosen[np.arange(80) * 240 // 80]
+        F, part = (
+            core.Fisher(
+                problem.core, problem.observations[rows], kind=fisher, actions=problem.actions[rows]
+            )
+            for rows in (chosen, inner)
+        )
+        g = problem.core.score(problem.observations, problem.actions, problem.advantages)
+        M = core.InnerSolver(part, 1.5 * 0.05, 2, core.KFac(part, 8 * 0.05, every=1))
+        x = core.conjugate_gradient(F, g, damping=0.05, max_iterations=2, preconditioner=M).x
+        assert 1 - x @ steps[0] / np.linalg.norm(x) / np.linalg.norm(steps[0]) < 1e-10
 
 
 def test_every_of_an_update_reaches_the_factors():
@@ -673,9 +862,8 @@ def large_problem(name="gaussian", spread=10.0, dtype="float64"):
 
 
 def automatic(**options):
-    return core.TrustRegionUpdate(
-        preconditioner="auto", line_search=None, solver="cg", max_kl=1e-8, cg_rtol=0.0, **options
-    )
+    fixed = {"line_search": None, "solver": "cg", "max_kl": 1e-8, "cg_rtol": 0.0}
+    return core.TrustRegionUpdate(**{"preconditioner": "auto", **fixed, **options})
 
 
 def test_auto_takes_factors_where_they_are_as_accurate_sooner():
@@ -739,13 +927,14 @@ def test_auto_notices_that_the_system_has_changed():
 
 
 @pytest.mark.parametrize("warm_start", [False, True])
-def test_auto_has_the_same_bits_for_any_number_of_threads(warm_start):
+@pytest.mark.parametrize("name", ["auto", "subsample"])
+def test_updates_have_the_same_bits_for_any_number_of_threads(name, warm_start):
     results, before = [], core.get_num_threads()
     try:
         for threads in (1, 2, 5):
             core.set_num_threads(threads)
             problem = large_problem(dtype="float32")
-            update = automatic(damping=0.01, warm_start=warm_start)
+            update = automatic(damping=0.01, warm_start=warm_start, preconditioner=name)
             for _ in range(3):
                 update(problem.core, problem.batch)
             results.append((np.array(problem.core.parameters), np.array(update.state)))

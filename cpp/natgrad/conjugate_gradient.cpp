@@ -64,13 +64,14 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
   // The vectors leave the first-level cache, so each is passed over as seldom as possible.
   const double damping = options.damping;
   double squared_residual = 0;
+  double* const ax = options.flexible ? z : q;  // q is asked for once more then
   const auto product_of_x = [&] {
-    a(x, q);
+    a(x, ax);
     ++summary.products;
   };
-  const auto residual = [&] {  // of x, with A x in q
+  const auto residual = [&] {  // of x
     squared_residual = sum(n, [=](Index i) {
-      r[i] = b[i] - (q[i] + damping * x[i]);
+      r[i] = b[i] - (ax[i] + damping * x[i]);
       return r[i] * r[i];
     });
   };
@@ -82,12 +83,12 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
   } else {
     product_of_x();
     if (options.scale_start) {  // by c = b'x / x'(A + damping I)x                      (eq. 32)
-      const double curvature = sum(n, [=](Index i) { return x[i] * (q[i] + damping * x[i]); });
+      const double curvature = sum(n, [=](Index i) { return x[i] * (ax[i] + damping * x[i]); });
       const double c = dot(b, x, n) / curvature;
       const bool usable = curvature > 0 && std::isfinite(curvature) && std::isfinite(c);
       for (Index i = 0; i < n; ++i) {
         x[i] = usable ? c * x[i] : 0;
-        q[i] = usable ? c * q[i] : 0;
+        ax[i] = usable ? c * ax[i] : 0;
       }
     }
     residual();
@@ -139,8 +140,9 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
       summary.curvature = rho;
       break;
     }
-    const double beta = summary.iterations > 0 ? rho / previous : 0;
     if (summary.iterations > 0) {
+      const double beta =
+          options.flexible ? -dot(z, q, n) / summary.curvature : rho / previous;  // (eq. 38)
       for (Index i = 0; i < n; ++i) p[i] = z[i] + beta * p[i];
     } else {
       std::copy_n(z, n, p);

@@ -1,7 +1,7 @@
 // Damped, preconditioned conjugate gradients: (A + damping I) x = b for symmetric A >= 0.
 //
 // Hestenes and Stiefel (1952) in the form of Nocedal and Wright, "Numerical Optimization" (2006),
-// algorithm 5.3. It differs from the textbook in seven ways:
+// algorithm 5.3. It differs from the textbook in eight ways:
 //
 //  1. The tolerance is on the residual and relative: stop at ||r|| <= max(rtol ||b||, atol).
 //  2. Curvature is guarded: p'(A + damping I)p <= 0, or not finite, ends the iteration with
@@ -14,6 +14,9 @@
 //  6. A start x0 may be scaled by the factor that is best for phi (eq. 32), at no further product.
 //  7. The last of `max_iterations` may do with the number p'Ap instead of the product A p, whose only
 //     other use is the next residual.
+//  8. A preconditioner may vary from one residual to the next; directions are then made conjugate to the
+//     last one by what that takes, beta = -z'(A + damping I)p / p'(A + damping I)p, instead of by a ratio
+//     of r'z (flexible conjugate gradients; Notay 2000).
 //
 // By asking for scratch space, the function promises to allocate nothing.
 #pragma once
@@ -46,6 +49,7 @@ struct CgOptions {
   double progress_tolerance = 0;  // eps
   int progress_window = 3;        // k
   bool scale_start = false;       // x0 becomes c x0, or 0 where A has no curvature along it
+  bool flexible = false;          // for a preconditioner that varies
   // Stop at phi(x) <= goal: with the phi of another x, where this one is no less accurate.
   double model_goal = -std::numeric_limits<double>::infinity();
 };

@@ -210,7 +210,7 @@ UpdateReport TrustRegionUpdate<T>::operator()(Policy<T>& policy, const Batch<T>&
   if (begin(policy, batch, options_.normalize_advantages, &surrogate_, gradient_.data(), &watch,
             &report)) {
     const auto solution = [&](double terms, double* x, UpdateReport* into) {
-      attach_fisher(policy, batch);
+      attach_fisher(batch.actions);
       solve(terms, x, into);
     };
     const auto evaluate = [&](double fraction) {
@@ -348,6 +348,7 @@ CgSummary TrustRegionUpdate<T>::iterate(const CgOptions& options, Preconditioner
   const Index n = gradient_.size();
   const int series = options.max_iterations;
   CgOptions cg = options;
+  cg.flexible = preconditioner != nullptr && preconditioner->varies();
   if (warm_ && cg.max_iterations > 1) {
     cg.scale_start = true;
     --cg.max_iterations;  // one product is the start's
@@ -384,6 +385,12 @@ CgSummary TrustRegionUpdate<T>::iterate(const CgOptions& options, Preconditioner
   return summary;
 }
 
+namespace {
+// In multiples of the damping, what keeps inner iterations from what a part of the batch alone says: of
+// its Fisher matrix, and of its Kronecker factors (benchmarks/time_to_accuracy.py).
+constexpr double kPartDamping = 1.5, kFactorDamping = 8;
+}  // namespace
+
 // Null where none is asked for, or where it is not positive definite.
 template <class T>
 Preconditioner* TrustRegionUpdate<T>::precondition(PreconditionerKind kind, double damping,
@@ -399,6 +406,18 @@ Preconditioner* TrustRegionUpdate<T>::precondition(PreconditionerKind kind, doub
       kfac_.average(&fisher_, options_.kfac);
       if (kfac_.factorize(damping)) made = &kfac_;
       break;
+    case PreconditionerKind::subsample: {
+      kfac_.average(&inner_fisher_, options_.kfac);
+      if (!kfac_.factorize(kFactorDamping * damping)) break;
+      const int series = options_.subsample_iterations * options_.cg_iterations;
+      inner_.attach(
+          [this, series](const double* v, double* out) { inner_fisher_.product(v, out, series); },
+          [this, series](const double* v) { return inner_fisher_.quadratic_form(v, series); },
+          [this](const double* r, double* z) { kfac_.apply(r, z); }, n, kPartDamping * damping,
+          options_.subsample_iterations);
+      made = &inner_;
+      break;
+    }
     case PreconditionerKind::diagonal:
       cg_.q.resize(n);
       fisher_.diagonal(cg_.q.data());
@@ -491,18 +510,24 @@ bool TrustRegionUpdate<T>::set_state(const std::vector<double>& state) {
   return true;
 }
 
-// F of the whole batch shares the surrogate's linearisation; F of a part has one of its own.
+// F of the whole batch shares the surrogate's linearisation; F of a part has rows of it, and so has the
+// part of that which preconditions it.
 template <class T>
-void TrustRegionUpdate<T>::attach_fisher(const Policy<T>& policy, const Batch<T>& batch) {
-  const Index rows = batch.rows();
-  const Index part = subsample_size(rows, options_.curvature_fraction);
-  if (part == rows) {
-    fisher_.attach(surrogate_.linearization(), options_.fisher, batch.actions, nullptr);
-    return;
+void TrustRegionUpdate<T>::attach_fisher(Matrix<const T> actions) {
+  LinearizedPolicy<T>* linearization = surrogate_.linearization();
+  const Index part = subsample_size(actions.rows, options_.curvature_fraction);
+  if (part < actions.rows) {
+    subsample_.select(linearization, part);
+    linearization = &subsample_;
+    actions = subsample_rows(actions, part, &subsample_actions_);
   }
-  subsample_.evaluate(policy, subsample_rows(batch.observations, part, &subsample_observations_));
-  fisher_.attach(&subsample_, options_.fisher,
-                 subsample_rows(batch.actions, part, &subsample_actions_), nullptr);
+  fisher_.attach(linearization, options_.fisher, actions, nullptr);
+  if (options_.preconditioner == PreconditionerKind::subsample) {
+    const Index inner = subsample_size(part, 1 / static_cast<double>(options_.subsample_every));
+    inner_policy_.select(linearization, inner);
+    inner_fisher_.attach(&inner_policy_, options_.fisher,
+                         subsample_rows(actions, inner, &inner_actions_), nullptr);
+  }
 }
 
 template <class T>

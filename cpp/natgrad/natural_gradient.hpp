@@ -28,7 +28,7 @@ enum class UpdateStatus {
 };
 
 // automatic: Kronecker factors where they reach the accuracy of plain conjugate gradients sooner.
-enum class PreconditionerKind { none, kfac, diagonal, nystrom, automatic };
+enum class PreconditionerKind { none, kfac, subsample, diagonal, nystrom, automatic };
 
 // Wall-clock seconds of the parts of an update.
 struct UpdateTimings {
@@ -80,6 +80,10 @@ struct TrustRegionOptions {
   double cg_atol = 0;
   PreconditionerKind preconditioner = PreconditionerKind::none;
   KfacOptions kfac;
+  // subsample: inner iterations on the Fisher matrix of every so-manieth observation, with Kronecker
+  // factors of these observations.
+  Index subsample_every = 6;  // decision 23
+  int subsample_iterations = InnerSolver::kIterations;
   Index nystrom_rank = 20;
   // Measure the residual after the last of cg_iterations, too; or make half of that product alone, and
   // report the residual before it.
@@ -144,7 +148,7 @@ class TrustRegionUpdate {
   UpdateReport operator()(Policy<T>& policy, const Batch<T>& batch);
 
  private:
-  void attach_fisher(const Policy<T>& policy, const Batch<T>& batch);
+  void attach_fisher(Matrix<const T> actions);  // of the batch
   double damping(double terms);
   void solve(double terms, double* x, UpdateReport* report);
   Preconditioner* precondition(PreconditionerKind kind, double damping, UpdateReport* report);
@@ -153,6 +157,7 @@ class TrustRegionUpdate {
   void learn_from(const UpdateReport& report);
   bool keeps_factors() const {
     return options_.kfac.keep() && (options_.preconditioner == PreconditionerKind::kfac ||
+                                    options_.preconditioner == PreconditionerKind::subsample ||
                                     options_.preconditioner == PreconditionerKind::automatic);
   }
 
@@ -162,8 +167,12 @@ class TrustRegionUpdate {
   Surrogate<T> surrogate_;
   Fisher<T> fisher_;
   LinearizedPolicy<T> subsample_;  // where the curvature has a batch of its own
-  Buffer<T> subsample_observations_, subsample_actions_;
+  Buffer<T> subsample_actions_;
   KroneckerFactors<T> kfac_;
+  LinearizedPolicy<T> inner_policy_;  // of the part that preconditions
+  Buffer<T> inner_actions_;
+  Fisher<T> inner_fisher_;
+  InnerSolver inner_;
   DiagonalPreconditioner diagonal_;
   NystromPreconditioner nystrom_;
   int sufficient_ = 0;    // automatic: products with factors that equal cg_iterations; 0: too many

@@ -280,8 +280,8 @@ void Linearization<T>::for_each_tile_of(int shard, int shards, F f) const {
 }
 
 template <class T>
-void Linearization<T>::attach(const Network<T>& network, const PackedLayers<T>& packed,
-                              Index rows) {
+void Linearization<T>::attach(const Network<T>& network, const PackedLayers<T>& packed, Index rows,
+                              bool is_part) {
   network_ = &network;
   packed_ = &packed;
   rows_ = rows;
@@ -289,7 +289,7 @@ void Linearization<T>::attach(const Network<T>& network, const PackedLayers<T>& 
   adjoint_columns_ = 0;
   const std::vector<Layer>& layers = network.layers();
   const bool large = network.parameter_count() * static_cast<Index>(sizeof(T)) > kLargeGradient;
-  const Index shard_rows = large ? kLargeShardRows : kShardRows;
+  const Index shard_rows = (large ? kLargeShardRows : kShardRows) / (is_part ? 2 : 1);
   shards_ = 1;
   while (2 * shards_ <= kMaxShards && 2 * shards_ * shard_rows <= rows_) shards_ *= 2;
   tile_rows_ = std::min(kTileRows, rows_);
@@ -325,6 +325,26 @@ void Linearization<T>::evaluate(const Network<T>& network, const PackedLayers<T>
   attach(network, packed, observations.rows);
   for_each_tile([&](Index first, Index rows, int, Worker* worker) {
     forward(first, observations.middle_rows(first, rows), worker);
+  });
+  has_activations_ = true;
+}
+
+template <class T>
+void Linearization<T>::select(const Linearization& all, const PackedLayers<T>& packed, Index part) {
+  attach(*all.network_, packed, part, true);
+  const bool slopes = !kernels::slope_follows_from_value(network_->spec().activation);
+  for_each_tile([&](Index first, Index rows, int, Worker*) {
+    const auto copy = [&](const Buffer<T>& from, Buffer<T>& to) {
+      const Index stride = from.size() / all.rows_;
+      for (Index r = first; r < first + rows; ++r) {
+        std::copy_n(from.data() + r * all.rows_ / part * stride, stride, to.data() + r * stride);
+      }
+    };
+    for (std::size_t l = 0; l < activations_.size(); ++l) {
+      copy(all.activations_[l], activations_[l]);
+      if (slopes && l > 0) copy(all.slopes_[l], slopes_[l]);
+    }
+    copy(all.outputs_, outputs_);
   });
   has_activations_ = true;
 }

@@ -111,11 +111,15 @@ struct KroneckerSums {
 template <class T>
 class Linearization {
  public:
-  // Makes room for a batch of so many rows. `packed` must outlive the passes.
-  void attach(const Network<T>& network, const PackedLayers<T>& packed, Index rows);
+  // Makes room for a batch of so many rows. `packed` must outlive the passes. Shards of a part of a batch
+  // are half as large as others, so that threads can share its few rows.
+  void attach(const Network<T>& network, const PackedLayers<T>& packed, Index rows,
+              bool is_part = false);
   // Attaches, and runs forward; keeps h_l and, for silu and gelu, act'(z_l).
   void evaluate(const Network<T>& network, const PackedLayers<T>& packed,
                 Matrix<const T> observations);  // (N, inputs)
+  // Attaches `part` rows of another, evenly spaced (floor(i rows / part)), with their activations.
+  void select(const Linearization& all, const PackedLayers<T>& packed, Index part);
   // Of what is attached: forward, and each tile backward while it is in cache:
   // gradient = sum_n J_n' d_n, with the rows d_n supplied as functions of the outputs y_n:
   // fill(first row, y (rows, K), d (rows, K), shard) writes d.

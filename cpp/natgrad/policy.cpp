@@ -162,6 +162,16 @@ void LinearizedPolicy<T>::evaluate(const Policy<T>& policy_, Matrix<const T> obs
 }
 
 template <class T>
+void LinearizedPolicy<T>::select(LinearizedPolicy* all, Index part) {
+  all->provide_activations();
+  policy = all->policy;
+  packed = all->packed;
+  network.select(all->network, packed, part);
+  linear.detach();
+  observations = {};
+}
+
+template <class T>
 void LinearizedPolicy<T>::provide_activations() {
   if (!network.has_activations()) network.evaluate(policy->network(), packed, observations);
 }

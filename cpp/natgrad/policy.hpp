@@ -95,6 +95,8 @@ struct LinearizedPolicy {
   // Nothing is computed yet.
   void attach(const Policy<T>& policy, Matrix<const T> observations);
   void evaluate(const Policy<T>& policy, Matrix<const T> observations);
+  // A part of another's batch, evenly spaced, with the activations that are there.
+  void select(LinearizedPolicy* all, Index part);
   // The activations of the network, where they are not there yet.
   void provide_activations();
   // The free parameters of the policy.

@@ -1,6 +1,7 @@
 #include "natgrad/preconditioner.hpp"
 
 #include <Eigen/Dense>
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -70,6 +71,32 @@ void NystromPreconditioner::apply(const double* r, double* z) {
   Eigen::Map<Eigen::VectorXd> to(z, u_.rows());
   to = from;
   to.noalias() += u_ * along_;
+}
+
+void InnerSolver::attach(Operator b, Form form, Operator c_inverse, Index n, double damping,
+                         int iterations) {
+  b_ = std::move(b);
+  form_ = std::move(form);
+  c_inverse_ = std::move(c_inverse);
+  n_ = n;
+  options_.damping = damping;
+  options_.max_iterations = iterations;
+  options_.flexible = static_cast<bool>(c_inverse_);  // which may be another of these
+}
+
+void InnerSolver::apply(const double* r, double* z) {
+  const LinearOperator c_inverse(c_inverse_);
+  const QuadraticForm form(form_);
+  std::fill_n(z, n_, 0.0);
+  const CgSummary summary =
+      conjugate_gradient(b_, n_, r, z, options_, c_inverse_ ? &c_inverse : nullptr, &scratch_,
+                         form_ ? &form : nullptr);
+  if (summary.iterations > 0 || summary.rhs_norm == 0) return;
+  if (c_inverse_) {  // no curvature along the first direction
+    c_inverse_(r, z);
+  } else {
+    std::copy_n(r, n_, z);
+  }
 }
 
 }  // namespace natgrad

@@ -4,8 +4,9 @@
 
 #include <Eigen/Core>
 #include <cstdint>
+#include <functional>
 
-#include "natgrad/types.hpp"
+#include "natgrad/conjugate_gradient.hpp"
 
 namespace natgrad {
 
@@ -15,6 +16,8 @@ class Preconditioner {
   virtual Index size() const = 0;
   // z = M^-1 r, both of `size` values.
   virtual void apply(const double* r, double* z) = 0;
+  // Whether M is another one for each r, which takes flexible conjugate gradients.
+  virtual bool varies() const { return false; }
 };
 
 // M = diag(A) + damping I (Jacobi).
@@ -48,6 +51,33 @@ class NystromPreconditioner : public Preconditioner {
   Eigen::MatrixXd u_;        // (n, rank)
   Eigen::VectorXd weights_;  // (l_min + damping) / (l + damping) - 1
   Eigen::VectorXd along_;    // U' r
+};
+
+// z ~ (B + damping I)^-1 r by a few conjugate gradient iterations with a preconditioner C of their own,
+// on an operator B that is near A and cheaper, such as the Fisher matrix of a part of the batch. Inner and
+// outer iterations: Golub and Ye, "Inexact preconditioned conjugate gradient method with inner-outer
+// iteration", SIAM J. Sci. Comput. 1999. A part of the batch: Byrd, Chin, Neveitt and Nocedal, "On the use
+// of stochastic Hessian information in optimization methods for machine learning", SIAM J. Optim. 2011.
+//
+// M depends on r: a fixed number of iterations is no linear function of it.
+class InnerSolver : public Preconditioner {
+ public:
+  using Operator = std::function<void(const double* v, double* out)>;
+  using Form = std::function<double(const double* v)>;  // v'B v, which is less than B v
+  static constexpr int kIterations = 4;                 // decision 23
+
+  // Operators must outlive the applications; C = I if there is none.
+  void attach(Operator b, Form form, Operator c_inverse, Index n, double damping, int iterations);
+  Index size() const override { return n_; }
+  void apply(const double* r, double* z) override;
+  bool varies() const override { return true; }
+
+ private:
+  Operator b_, c_inverse_;
+  Form form_;
+  Index n_ = 0;
+  CgOptions options_;
+  CgScratch scratch_;
 };
 
 }  // namespace natgrad

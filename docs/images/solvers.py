@@ -1,7 +1,8 @@
 """Draws error-products.png and error-time.png from the curves of the solver benchmark.
 
     python benchmarks/time_to_accuracy.py --threads 1 --stage 60000 --task HalfCheetah-v5 \
-        Hopper-v5 --method kfac diagonal "nystrom 10" --curves benchmarks/results/curves.csv
+        Hopper-v5 --method kfac subsample diagonal "nystrom 10" \
+        --curves benchmarks/results/curves.csv
     python docs/images/solvers.py
 """
 
@@ -18,10 +19,15 @@ DATA = HERE.parents[1] / "benchmarks" / "results" / "curves.csv"
 NAMES = {
     "plain": "plain",
     "kfac": "K-FAC",
+    "subsample": "a part of the batch",
     "diagonal": "diagonal",
     "nystrom 10": "Nystrom, rank 10",
 }
-IN_TIME = ("plain", "kfac")  # what pays: the others take longer than ten products to make
+IN_TIME = (
+    "plain",
+    "kfac",
+    "subsample",
+)  # what pays: the others take longer than ten products to make
 MOST = 10  # products shown
 
 

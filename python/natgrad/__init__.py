@@ -31,6 +31,7 @@ from natgrad._core import Distribution as Distribution
 from natgrad._core import Fisher as Fisher
 from natgrad._core import FitReport as FitReport
 from natgrad._core import GaussNewtonFit as GaussNewtonFit
+from natgrad._core import InnerSolver as InnerSolver
 from natgrad._core import KFac as KFac
 from natgrad._core import LineSearch as LineSearch
 from natgrad._core import LineSearchResult as LineSearchResult
@@ -133,6 +134,7 @@ __all__ = [
     "FitReport",
     "FixedStep",
     "GaussNewtonFit",
+    "InnerSolver",
     "KFac",
     "LineSearch",
     "LineSearchResult",

@@ -276,6 +276,16 @@ class KFac(Preconditioner):
     ) -> None: ...
 
 @final
+class InnerSolver(Preconditioner):
+    def __init__(
+        self,
+        fisher: Fisher,
+        damping: float = 0.0,
+        iterations: int = 4,
+        preconditioner: Preconditioner | None = None,
+    ) -> None: ...
+
+@final
 class DiagonalPreconditioner(Preconditioner):
     def __init__(self, A: Fisher | ArrayLike, damping: float = 0.0) -> None: ...
 
@@ -416,7 +426,7 @@ class UpdateReport:
     @property
     def solver(self) -> SolverName: ...
     @property
-    def preconditioner(self) -> Literal["none", "kfac", "diagonal", "nystrom"]: ...
+    def preconditioner(self) -> Literal["none", "kfac", "subsample", "diagonal", "nystrom"]: ...
     @property
     def timings(self) -> dict[str, float]: ...
     def as_dict(self) -> dict[str, float | int | str]: ...
@@ -443,7 +453,9 @@ class TrustRegionUpdate:
         fisher: Literal["exact", "empirical"] = "exact",
         curvature_fraction: float = 1.0,
         damped_step: bool = False,
-        preconditioner: Literal["none", "auto", "kfac", "diagonal", "nystrom"] = "none",
+        preconditioner: Literal[
+            "none", "auto", "kfac", "subsample", "diagonal", "nystrom"
+        ] = "none",
         kfac_every: int = 2,
         nystrom_rank: int = 20,
         kfac_refresh: int = 1,
@@ -462,6 +474,8 @@ class TrustRegionUpdate:
         kl_direction: Literal["old_new", "new_old"] = "old_new",
         step_size: float | None = None,
         log_std_min: float | None = None,
+        subsample_every: int = 6,
+        subsample_iterations: int = 4,
     ) -> None: ...
     @property
     def state(self) -> Doubles: ...

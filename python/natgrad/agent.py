@@ -717,6 +717,8 @@ def _trust_region_update(config: NPGConfig, line_search: _core.LineSearch | None
         kfac_refresh=config.kfac_refresh,
         kfac_decay=config.kfac_decay,
         cg_last_residual=config.cg_last_residual,
+        subsample_every=config.subsample_every,
+        subsample_iterations=config.subsample_iterations,
         nystrom_rank=config.nystrom_rank,
         log_std_min=config.log_std_min,
     )

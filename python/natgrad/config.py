@@ -186,7 +186,7 @@ class NPGConfig(AgentConfig):
         "auto", "trust region", "solve by conjugate gradients (cg), without iterations where there "
         "is a way (direct), or as a cost model says is faster",
     )  # fmt: skip
-    preconditioner: Literal["none", "auto", "kfac", "diagonal", "nystrom"] = _option(
+    preconditioner: Literal["none", "auto", "kfac", "subsample", "diagonal", "nystrom"] = _option(
         "auto", "trust region", "of the conjugate gradients; auto: kfac where it is as accurate as "
         "cg_iterations plain ones in less time",
     )  # fmt: skip
@@ -198,6 +198,12 @@ class NPGConfig(AgentConfig):
     )
     kfac_decay: float = _option(
         0.0, "trust region", "kfac: weight of the averages so far in a new one", low=0.0, high=0.999
+    )
+    subsample_every: int = _option(
+        6, "trust region", "subsample: inner iterations on every so-manieth observation", low=1
+    )
+    subsample_iterations: int = _option(
+        4, "trust region", "subsample: inner iterations for each outer one", low=1
     )
     nystrom_rank: int = _option(
         20, "trust region", "nystrom: products that it is built from", low=1

@@ -121,6 +121,9 @@ int main() {
   automatic.kfac.refresh = 2;
   automatic.kfac.decay = 0.5;
   automatic.cg_last_residual = false;
+  TrustRegionOptions subsample;
+  subsample.preconditioner = PreconditionerKind::subsample;
+  subsample.kfac.refresh = 2;
   // 33 (5 + 1) + 16 (33 + 1) + 2 (16 + 1) + 2 parameters
   TrustRegionOptions adaptive;
   adaptive.damping_mode = DampingMode::adaptive;
@@ -132,6 +135,7 @@ int main() {
   check<float>("float", "Gaussian", DiagonalGaussian{3, false}, 0, {});
   check<float>("float", "Gaussian, K-FAC", DiagonalGaussian{3, false}, 0, kfac);
   check<float>("float", "Gaussian, automatic K-FAC", DiagonalGaussian{3, false}, 0, automatic);
+  check<float>("float", "Gaussian, inner iterations", DiagonalGaussian{3, false}, 0, subsample);
   check<double>("double", "Gaussian, empirical part", DiagonalGaussian{2, true}, 0, part);
   check<float>("float", "categoricals, closed form", Categoricals({3, 2}, false), 0, closed_form);
   check<double>("double", "Bernoulli, Fourier features", Bernoulli{4}, 20, {});
