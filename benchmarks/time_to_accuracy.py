@@ -46,6 +46,11 @@ TRIALS_EVERY = 50  # updates from one trial of preconditioner="auto" to the next
 METHODS: dict[str, dict[str, Any]] = {
     "kfac": {"preconditioner": "kfac"},
     "subsample": {"preconditioner": "subsample"},
+    "subsample, 8, 2": {
+        "preconditioner": "subsample",
+        "subsample_every": 8,
+        "subsample_iterations": 2,
+    },
     "auto": {"preconditioner": "auto"},
     "jax": {},
     "kfac, all": {"preconditioner": "kfac", "kfac_every": 1},
