@@ -7,12 +7,12 @@
 
 For each snapshot (benchmarks/snapshots.py) and damping the system (F + damping I) x = g is solved
 in float64 to 1e-8. The error of an approximate x is |x - x*| / |x*| in the norm of F + damping I.
-A preconditioner needs as many products as bring its error to no more than plain conjugate gradients
-have after ten; the table shows that number, the time of the solve with everything in it (factors,
-inversion, sketch), and the ratio of times, from updates in turns. "auto" is timed over fifty
-updates, its trial among them. Nobody measures the residual of the last product, unless
---last-residual is given. JAX (the fastest of the ways that natgrad.peers knows) makes ten plain
-products; its passes over the batch count, so for that ratio ours do, too.
+A preconditioner needs as many products as bring its error to no more than plain conjugate
+gradients have after ten; the table shows that number, the time of the solve with everything in it
+(factors, inversion, inner iterations, sketch), and the ratio of times, from updates in turns.
+"auto" is timed over fifty updates, its trial among them. Nobody measures the residual of the last
+product, unless --last-residual is given. JAX (the fastest of the ways that natgrad.peers knows)
+makes ten plain products; its passes over the batch count, so for that ratio ours do, too.
 
 With --consecutive the systems are those of so many updates of a run, one after the other, and the
 table shows for factors that are kept from update to update how many products each of them takes,
@@ -61,10 +61,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "nystrom 10": {"preconditioner": "nystrom", "nystrom_rank": 10},
     "nystrom 50": {"preconditioner": "nystrom", "nystrom_rank": 50},
 }
-SUBSAMPLE = {
-    name: natgrad.TRPOConfig.__dataclass_fields__[name].default
-    for name in ("subsample_every", "subsample_iterations")
-}
+DEFAULTS = natgrad.TRPOConfig()
 KEPT: dict[str, dict[str, Any]] = {
     "anew": {},
     "anew, every 8": {"kfac_every": 8},
@@ -93,10 +90,10 @@ def preconditioner_of(
     if method.get("preconditioner") == "kfac":
         return natgrad.KFac(fisher, damping, **every)
     if method.get("preconditioner") == "subsample":
-        config = {**SUBSAMPLE, **method}
-        inner = part(config["subsample_every"])
+        inner = part(method.get("subsample_every", DEFAULTS.subsample_every))
+        iterations = method.get("subsample_iterations", DEFAULTS.subsample_iterations)
         factors = natgrad.KFac(inner, 8 * damping, **every)
-        return natgrad.InnerSolver(inner, 1.5 * damping, config["subsample_iterations"], factors)
+        return natgrad.InnerSolver(inner, 1.5 * damping, iterations, factors)
     if method.get("preconditioner") == "diagonal":
         return natgrad.DiagonalPreconditioner(fisher, damping)
     if method.get("preconditioner") == "nystrom":

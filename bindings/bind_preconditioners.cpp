@@ -137,10 +137,11 @@ all_columns : bool
 
 An approximate (B + damping I)^-1 r as a preconditioner (inner and outer iterations; Golub and Ye
 1999). What it is varies with r: `conjugate_gradient` knows, and is flexible (eq. 38; Notay 2000);
-other solvers have to be.
+other solvers have to be. More damping than the outer solve's keeps it from what the part alone says;
+an update's preconditioner='subsample' is
 
     part = natgrad.Fisher(policy, observations, fraction=1 / 6)
-    M = natgrad.InnerSolver(part, 0.1, preconditioner=natgrad.KFac(part, 0.1))
+    M = natgrad.InnerSolver(part, 1.5 * 0.1, preconditioner=natgrad.KFac(part, 8 * 0.1))
     natgrad.conjugate_gradient(fisher, g, damping=0.1, max_iterations=2, preconditioner=M)
 
 Parameters

@@ -31,8 +31,8 @@ CPP_FLOORS = [
     {"linear_batch"},
     {"policy"},
     {"value_function", "linear_gaussian", "direct_solver"},
+    # the solver tower, from conjugate_gradient on, knows no policy, see CPP_TOWER
     {"fisher", "conjugate_gradient"},
-    # the solver tower knows no policy, see CPP_TOWER
     {"preconditioner", "line_search", "adam", "advantage"},
     {"surrogate", "kfac"},
     {"natural_gradient", "value_fit"},

@@ -18,7 +18,7 @@ enum class FisherKind { exact, empirical };
 // policy then has the small matrix of (eq. 20).
 enum class FisherMethod { automatic, passes, adjoints };
 
-// A fixed part of a batch: `part` of `rows` observations, evenly spaced (row floor(i rows / part)).
+// A fixed part of a batch: `part` of `rows` observations, evenly spaced.
 inline Index subsample_size(Index rows, double fraction) {
   const auto part = static_cast<Index>(std::lround(fraction * static_cast<double>(rows)));
   return std::clamp<Index>(part, 1, rows);
@@ -27,7 +27,8 @@ template <class T>
 Matrix<const T> subsample_rows(Matrix<const T> all, Index part, Buffer<T>* storage) {
   storage->resize(part * all.columns);
   for (Index i = 0; i < part; ++i) {
-    std::copy_n(all.row(i * all.rows / part), all.columns, storage->data() + i * all.columns);
+    std::copy_n(all.row(spaced_row(i, part, all.rows)), all.columns,
+                storage->data() + i * all.columns);
   }
   return {storage->data(), part, all.columns, all.columns};
 }

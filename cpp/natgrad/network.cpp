@@ -337,7 +337,8 @@ void Linearization<T>::select(const Linearization& all, const PackedLayers<T>& p
     const auto copy = [&](const Buffer<T>& from, Buffer<T>& to) {
       const Index stride = from.size() / all.rows_;
       for (Index r = first; r < first + rows; ++r) {
-        std::copy_n(from.data() + r * all.rows_ / part * stride, stride, to.data() + r * stride);
+        std::copy_n(from.data() + spaced_row(r, part, all.rows_) * stride, stride,
+                    to.data() + r * stride);
       }
     };
     for (std::size_t l = 0; l < activations_.size(); ++l) {

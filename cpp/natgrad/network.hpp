@@ -102,6 +102,11 @@ struct KroneckerSums {
   Index rows = 0;
 };
 
+// Row i of `part` that are spaced evenly over so many.
+inline Index spaced_row(Index i, Index part, Index rows) {
+  return i * rows / part;
+}
+
 // A network at one parameter vector on one batch: cached activations, and the two products with its
 // Jacobian that everything else is made of. The batch is cut into shards by its size alone and each
 // shard into tiles of rows; a tile goes through all layers while it is in cache.
@@ -118,7 +123,7 @@ class Linearization {
   // Attaches, and runs forward; keeps h_l and, for silu and gelu, act'(z_l).
   void evaluate(const Network<T>& network, const PackedLayers<T>& packed,
                 Matrix<const T> observations);  // (N, inputs)
-  // Attaches `part` rows of another, evenly spaced (floor(i rows / part)), with their activations.
+  // Attaches `part` rows of another, evenly spaced, with their activations.
   void select(const Linearization& all, const PackedLayers<T>& packed, Index part);
   // Of what is attached: forward, and each tile backward while it is in cache:
   // gradient = sum_n J_n' d_n, with the rows d_n supplied as functions of the outputs y_n:

@@ -23,11 +23,7 @@ NAMES = {
     "diagonal": "diagonal",
     "nystrom 10": "Nystrom, rank 10",
 }
-IN_TIME = (
-    "plain",
-    "kfac",
-    "subsample",
-)  # what pays: the others take longer than ten products to make
+IN_TIME = ("plain", "kfac", "subsample")  # the others take longer than ten products to make
 MOST = 10  # products shown
 
 
