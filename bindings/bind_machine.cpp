@@ -15,7 +15,7 @@ namespace {
 template <class T>
 double fma_peak(double seconds, double (*chains)(std::ptrdiff_t, T*)) {
   using Clock = std::chrono::steady_clock;
-  constexpr std::ptrdiff_t kSteps = 1000;  // a few microseconds
+  constexpr std::ptrdiff_t kSteps = 4000;  // tens of microseconds: the clock costs little then
   const int threads = num_threads();
   std::vector<double> rates(static_cast<std::size_t>(threads));
   std::atomic<int> arrived{0};
@@ -24,7 +24,7 @@ double fma_peak(double seconds, double (*chains)(std::ptrdiff_t, T*)) {
     const auto patience = Clock::now() + std::chrono::milliseconds(2);
     for (++arrived; arrived < threads && Clock::now() < patience;) {
     }
-    T sink;
+    T sink = 0;
     double operations = 0;
     const auto begin = Clock::now();
     std::chrono::duration<double> elapsed{};

@@ -9,13 +9,14 @@ namespace NATGRAD_NAMESPACE {
 // on any machine so far (4 cycles, 2 a cycle), and two registers are left for the factors.
 constexpr int kChains = NATGRAD_VECTOR_BYTES == 64 ? 24 : 12;
 
-// x = x a + b converges to 1, so that no value ever overflows or becomes subnormal.
+// x = x a + b converges to 1, so that no value ever overflows or becomes subnormal. The compiler must not
+// know where a chain starts: it would leave one out that starts at 1.
 template <class T>
 double fma_chains(ptrdiff_t steps, T* sink) {
   const Vec<T> a = T(0.75) - Vec<T>{}, b = T(0.25) - Vec<T>{};
   Vec<T> x[kChains];
 #pragma GCC unroll 24
-  for (int i = 0; i < kChains; ++i) x[i] = T(i) - Vec<T>{};
+  for (int i = 0; i < kChains; ++i) x[i] = (*sink + T(i)) - Vec<T>{};
   for (ptrdiff_t step = 0; step < steps; ++step) {
 #pragma GCC unroll 24
     for (int i = 0; i < kChains; ++i) x[i] = x[i] * a + b;

@@ -226,8 +226,8 @@ struct Level {
   const RowTable<double>* rows_f64;
   const BundleTable<float>* bundles_f32;
   const BundleTable<double>* bundles_f64;
-  // Runs independent chains of x = x a + b in registers, `steps` long, and returns the number of
-  // floating point operations; the sink keeps the compiler from leaving them out.
+  // Runs independent chains of x = x a + b in registers, `steps` long, from *sink on, and returns the
+  // number of floating point operations; what they add up to goes back there.
   double (*fma_chains_f32)(std::ptrdiff_t steps, float* sink);
   double (*fma_chains_f64)(std::ptrdiff_t steps, double* sink);
 };
