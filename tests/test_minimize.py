@@ -331,7 +331,9 @@ def test_a_trust_region_of_constant_epsilon_ends_in_a_limit_cycle_that_is_recogn
 
 
 @pytest.mark.parametrize(
-    "step", [natgrad.FixedStep(2 / np.linalg.eigvalsh(H)[-1]), natgrad.TrustRegion(radius=0.1)]
+    "step",
+    [natgrad.FixedStep(2 / np.linalg.eigvalsh(H)[-1] * (1 + k * 1e-15)) for k in (-1, 0, 1)]
+    + [natgrad.TrustRegion(radius=0.1)],
 )
 def test_limit_cycles_of_a_quadratic_are_recognised(step):
     result, _ = descend(metrics.euclidean, step=step)

@@ -485,7 +485,9 @@ def _natural_gradient(
 def _check_for_a_cycle(metric: Any, visited: deque[tuple[float, Doubles]], best: float) -> None:
     """Ends the minimisation if the last iterates go nowhere and none is better than before."""
     values = [value for value, _ in visited]
-    if min(values) < min(best, values[0]) - 1e-6 * (max(values) - min(values)):
+    # Both ends of a cycle may have the same value; what is left of their difference is rounding.
+    noise = 1e-6 * (max(values) - min(values)) + 1e4 * _ROUNDING * max(map(abs, values))
+    if min(values) < min(best, values[0]) - noise:
         return
     points = np.array([x for _, x in visited])
     way = np.linalg.norm(np.diff(points, axis=0), axis=1).sum()
