@@ -21,7 +21,8 @@ enum Stream : std::uint32_t { kWeights = 0x57000000u, kFourier = 0x46000000u };
 // few rows at a time, so that what is written stays in cache.
 template <class T, class Source>
 void pack_transposed(const Source* source, Index out, Index in, T* packed) {
-  constexpr Index panel = kernels::kPanelBytes / static_cast<Index>(sizeof(T)), group = 8;
+  constexpr Index group = 8;
+  const Index panel = kernels::table<T>().panel;
   const Index padded = round_up(out, kLanes<T>);
   for (Index c = 0; c < padded; c += group) {
     const Index begin = c / panel * panel, width = std::min(panel, padded - begin);
@@ -35,10 +36,9 @@ void pack_transposed(const Source* source, Index out, Index in, T* packed) {
   }
 }
 
-// Rows of W (k = out) in panels of columns (n = in).
+// Rows of W (k = out) in panels of so many columns (n = in).
 template <class T, class Source>
-void pack_rows(const Source* source, Index out, Index in, T* packed) {
-  constexpr Index panel = kernels::kPanelBytes / static_cast<Index>(sizeof(T));
+void pack_rows(const Source* source, Index out, Index in, Index panel, T* packed) {
   const Index padded = round_up(in, kLanes<T>);
   for (Index c = 0; c < padded; c += panel) {
     const Index width = std::min(panel, padded - c);
@@ -185,14 +185,15 @@ void Network<T>::pack(const Source* theta, bool with_backward, PackedLayers<T>* 
     const Index wide_size = in * round_up(wide, kLanes<T>);
     packed->forward[l].resize(wide_size + narrow * round_up(in, kLanes<T>));
     pack_transposed(theta + weight, wide, in, packed->forward[l].data());
-    pack_rows(theta + weight + wide * in, narrow, in, packed->forward[l].data() + wide_size);
+    pack_rows(theta + weight + wide * in, narrow, in, kernels::kNarrowPanel<T>,
+              packed->forward[l].data() + wide_size);
     const bool last = l + 1 == count;
     const Index values = last ? output_columns() : out;  // theta continues with the free outputs
     packed->bias[l].resize(round_up(values, kLanes<T>));
     for (Index i = 0; i < values; ++i) packed->bias[l][i] = static_cast<T>(theta[bias + i]);
     if (with_backward && l > 0) {  // nothing is pulled back to the observations
       packed->backward[l].resize(out * round_up(in, kLanes<T>));
-      pack_rows(theta + weight, out, in, packed->backward[l].data());
+      pack_rows(theta + weight, out, in, kernels::table<T>().panel, packed->backward[l].data());
     }
   }
 }

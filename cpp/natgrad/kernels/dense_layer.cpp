@@ -22,7 +22,7 @@ using natgrad::kernels::Accumulate;
 using natgrad::kernels::Activation;
 using natgrad::kernels::Adjoints;
 using natgrad::kernels::Epilogue;
-using natgrad::kernels::kPanelBytes;
+using natgrad::kernels::kNarrowPanel;
 using natgrad::kernels::Multiply;
 
 typedef ptrdiff_t Index;
@@ -36,6 +36,10 @@ constexpr int block_height(int vectors) {
                                                       : 12)
                                     : (vectors == 2 ? 6 : 12);
 }
+
+// Columns of a panel: what a step of the widest block reads of B, or a cache line of it if that is more.
+template <class T>
+constexpr Index kPanel = (NATGRAD_VECTOR_BYTES == 64 ? 256 : 64) / (Index)sizeof(T);
 
 // Memory that comes next, fetched into the first-level cache a line at a time between the steps of a
 // block: weights or gradients from beyond the second level would otherwise cost as much as their
@@ -51,6 +55,15 @@ struct Ahead {
   }
 };
 
+// Of 16 registers a step needs 15. A factor that is needed no more is a register which GCC adds into, and
+// moves or even stores the accumulators for; so each is needed to the end.
+template <class T>
+inline __attribute__((always_inline)) void keep([[maybe_unused]] Vec<T> factor) {
+#if NATGRAD_VECTOR_BYTES == 32
+  asm("" : : "x"(factor));
+#endif
+}
+
 // One step of the block's k-loop: acc[m][v] += a(m) * b[v], with a pointer for every R rows of a.
 template <class T, int M, int V, int R>
 inline __attribute__((always_inline)) void outer_product(Vec<T> (&acc)[M][V],
@@ -61,10 +74,13 @@ inline __attribute__((always_inline)) void outer_product(Vec<T> (&acc)[M][V],
   for (int v = 0; v < V; ++v) row[v] = load<T>(b + v * Simd<T>::lanes);
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
-    const T scalar = a[m / R][m % R * stride_m];
+    const Vec<T> scalar = a[m / R][m % R * stride_m] - Vec<T>{};
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) acc[m][v] += scalar * row[v];
+    keep<T>(scalar);
   }
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) keep<T>(row[v]);
 }
 
 // The whole loop, unrolled: fewer branches to predict where it is short. With a pointer for three
@@ -148,10 +164,10 @@ struct Activate {
 
 // --- multiply ------------------------------------------------------------------------------------
 
-// Greatest depth of one pass over a panel: kDepth * kPanelBytes = 28 KiB of B stay in the first-level
-// cache while all rows of the tile go by. Deeper products take several equal passes and keep their
-// partial sums in C.
-constexpr Index kDepth = 112;
+// Greatest depth of one pass over a panel, which stays in the second-level cache (AVX-512: 64 KiB) or the
+// first (16 KiB) while all rows of the tile go by. Deeper products take several equal passes and keep
+// their partial sums in C.
+constexpr Index kDepth = 256;
 
 // The rows of the next tile, where A is read tile after tile: a share of them at each block.
 struct NextTile {
@@ -310,7 +326,7 @@ __attribute__((noinline)) void multiply_block(Block<T>& at) {
   }
   at.tile.fetch();
   // A block as wide as a panel: then this is a constant.
-  const Index width = V * NATGRAD_VECTOR_BYTES == kPanelBytes ? kPanelBytes / sizeof(T) : at.width;
+  const Index width = V * Simd<T>::lanes == kPanel<T> ? kPanel<T> : at.width;
   Ahead panel = at.panel;
   for (const Piece<T>& piece : at.pieces) {
     outer_products<T, M, V, 3>(acc, piece.k, piece.a + at.r * piece.lda, 1, piece.lda, piece.b,
@@ -348,8 +364,7 @@ void multiply_columns(Block<T>& at) {
 // The first block of one panel in one pass.
 template <class T>
 Block<T> block_at(const Multiply<T>& p, Index pass, Index passes, Index panel) {
-  constexpr Index panel_width = kPanelBytes / sizeof(T);
-  const Index width = p.n - panel < panel_width ? p.n - panel : panel_width;
+  const Index width = p.n - panel < kPanel<T> ? p.n - panel : kPanel<T>;
   const Index depth = p.k + p.k2, begin = depth * pass / passes, end = depth * (pass + 1) / passes;
   const auto piece = [&](const T* a, Index lda, const T* b, Index k, Index offset) -> Piece<T> {
     const Index from = begin > offset ? begin - offset : 0;
@@ -372,16 +387,15 @@ Block<T> block_at(const Multiply<T>& p, Index pass, Index passes, Index panel) {
 // k + k2. A's slice of one depth stays in the second-level cache while the panels go by.
 template <class T>
 void multiply(const Multiply<T>& p) {
-  constexpr Index panel_width = kPanelBytes / sizeof(T);
   const Index passes = (p.k + p.k2 + kDepth - 1) / kDepth;
-  const Index panels = (p.n + panel_width - 1) / panel_width;
+  const Index panels = (p.n + kPanel<T> - 1) / kPanel<T>;
   NextTile tile = NextTile::of(p, passes * panels * (p.rows / block_height(kMaxVectors) + 1));
   for (Index pass = 0; pass < passes; ++pass) {
-    for (Index panel = 0; panel < p.n; panel += panel_width) {
+    for (Index panel = 0; panel < p.n; panel += kPanel<T>) {
       Block<T> at = block_at(p, pass, passes, panel);
-      const bool wraps = panel + panel_width >= p.n;
+      const bool wraps = panel + kPanel<T> >= p.n;
       if (!wraps || !at.last) {  // of the two pieces that come next the longer counts
-        const Block<T> next = block_at(p, pass + wraps, passes, wraps ? 0 : panel + panel_width);
+        const Block<T> next = block_at(p, pass + wraps, passes, wraps ? 0 : panel + kPanel<T>);
         const Piece<T>& piece = next.pieces[next.pieces[1].k > next.pieces[0].k];
         at.panel = {(const char*)piece.b, (const char*)(piece.b + piece.k * next.width)};
       }
@@ -432,7 +446,7 @@ constexpr int narrow_height(int columns) {
 template <class T, int M, int O>
 inline __attribute__((always_inline)) void dot_products(Vec<T> (&acc)[M][O], const T* a, Index lda,
                                                         Index k, const T* b, Index n, Index first) {
-  constexpr Index panel_width = kPanelBytes / sizeof(T), group = kLaneVectors * Simd<T>::lanes;
+  constexpr Index panel_width = kNarrowPanel<T>, group = kLaneVectors * Simd<T>::lanes;
   const Index padded = (k + group - 1) / group * group;
   for (Index panel = 0; panel < padded; panel += panel_width) {
     const Index width = padded - panel < panel_width ? padded - panel : panel_width;
@@ -676,11 +690,11 @@ void sum_shards(const T* shards, Index count, Index stride, Index columns, doubl
 
 extern const natgrad::kernels::Table<float> table_f32;
 extern const natgrad::kernels::Table<double> table_f64;
-constexpr natgrad::kernels::Table<float> table_f32 = {multiply<float>, multiply_narrow<float>,
-                                                      accumulate<float>, column_sums<float>,
-                                                      sum_shards<float>};
-constexpr natgrad::kernels::Table<double> table_f64 = {multiply<double>, multiply_narrow<double>,
-                                                       accumulate<double>, column_sums<double>,
-                                                       sum_shards<double>};
+constexpr natgrad::kernels::Table<float> table_f32 = {kPanel<float>,          multiply<float>,
+                                                      multiply_narrow<float>, accumulate<float>,
+                                                      column_sums<float>,     sum_shards<float>};
+constexpr natgrad::kernels::Table<double> table_f64 = {kPanel<double>,          multiply<double>,
+                                                       multiply_narrow<double>, accumulate<double>,
+                                                       column_sums<double>,     sum_shards<double>};
 
 }  // namespace NATGRAD_NAMESPACE

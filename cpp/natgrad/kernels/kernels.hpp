@@ -45,20 +45,22 @@ struct Adjoints {
   bool overwrite;  // dots: s = instead of s +=
 };
 
-// B operands are packed in panels: the columns are cut into panels of kPanelBytes, the last one
-// narrower but a whole number of 64-byte lanes; within a panel the k rows follow each other.
+// B operands are packed in panels: the columns are cut into panels of Table::panel, as wide as the widest
+// block of the level, the last one narrower but a whole number of 64-byte lanes; within a panel the k
+// rows follow each other.
 //
 //        n (padded to lanes)
 //      +--------+--------+----+
 //    k | panel0 | panel1 | p2 |     panel p starts at b + k * (columns before it)
 //      +--------+--------+----+
-inline constexpr std::ptrdiff_t kPanelBytes = 256;
 
 // Products of at most this many columns (half of a 64-byte lane) may go to multiply_narrow. Its B
-// operands are packed as B' : (n, k padded to lanes) in panels, its n is the true number of columns,
-// and it writes the whole lane of C, as if B were padded with zeros.
+// operands are packed as B' : (n, k padded to lanes) in panels of kNarrowPanel columns, its n is the
+// true number of columns, and it writes the whole lane of C, as if B were padded with zeros.
 template <class T>
 inline constexpr std::ptrdiff_t kNarrow = 32 / static_cast<std::ptrdiff_t>(sizeof(T));
+template <class T>
+inline constexpr std::ptrdiff_t kNarrowPanel = 256 / static_cast<std::ptrdiff_t>(sizeof(T));
 
 template <class T>
 struct Multiply {
@@ -95,6 +97,7 @@ struct Accumulate {
 
 template <class T>
 struct Table {
+  std::ptrdiff_t panel;  // columns
   void (*multiply)(const Multiply<T>&);
   void (*multiply_narrow)(const Multiply<T>&);
   void (*accumulate)(const Accumulate<T>&);
