@@ -1,11 +1,11 @@
-"""Fails if an object holds an instruction that its processors need not have, or lacks some it should.
+"""Fails if an object holds an instruction that its processors need not have.
 
     python tests/cpp/check_instructions.py {v2,v3,v4} OBJECT [OBJECT ...]
 
 Disassembles with objdump. v2 may use nothing that is encoded with VEX or EVEX (AVX, FMA, BMI), nor
-lzcnt, tzcnt and movbe; v3 nothing of AVX-512. fma_peak must have all its chains, one multiply-add (v2:
-one multiplication) each for both dtypes: with one left out, the peak would come out too high. Run by
-ctest on the kernels of each level, and as v2 on everything else that goes into the module.
+lzcnt, tzcnt and movbe; v3 nothing of AVX-512. In fma_peak, every chain must be there for both
+dtypes, as one multiply-add (v2: one multiplication): without one the peak comes out too high. Run
+by ctest on the kernels of each level, and as v2 on everything else that goes into the module.
 """
 
 import re
