@@ -45,9 +45,9 @@ struct Adjoints {
   bool overwrite;  // dots: s = instead of s +=
 };
 
-// B operands are packed in panels: the columns are cut into panels of Table::panel, as wide as the widest
-// block of the level, the last one narrower but a whole number of 64-byte lanes; within a panel the k
-// rows follow each other.
+// B operands are packed in panels: the columns are cut into panels of Table::panel, a whole number of the
+// widest blocks of the level, the last one narrower but a whole number of 64-byte lanes; within a panel
+// the k rows follow each other.
 //
 //        n (padded to lanes)
 //      +--------+--------+----+
