@@ -18,7 +18,7 @@ from pathlib import Path
 
 from determinism import build
 
-KERNELS, NETWORK = "cpp/natgrad/kernels/dense_layer.cpp", "cpp/natgrad/network.cpp"
+KERNELS, NETWORK = "cpp/natgrad/kernels/dense_layer.cpp", "cpp/natgrad/model/network.cpp"
 WITHOUT = {
     "": (KERNELS, "", ""),
     "prefetch": (KERNELS, r"__builtin_prefetch\(", "(void)("),

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 import natgrad
-from natgrad.normalization import RunningMoments
+from natgrad.rollouts.normalization import RunningMoments
 
 TASK = "HalfCheetah-v5"
 EPISODE, EPISODES = 1000, 2

@@ -48,7 +48,7 @@ from torch.distributions import Categorical, Independent, Normal
 import natgrad
 import natgrad.sb3
 import natgrad.tianshou
-from natgrad.statistics import bootstrap_interval, interquartile_mean
+from natgrad.agents.statistics import bootstrap_interval, interquartile_mean
 
 STEPS = {"CartPole-v1": 50_000, "Pendulum-v1": 100_000, "HalfCheetah-v5": 100_000}
 PARTS = 10

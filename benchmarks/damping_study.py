@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import natgrad
-from natgrad.environments import EnvironmentLike
-from natgrad.statistics import bootstrap_interval, interquartile_mean
+from natgrad.agents.statistics import bootstrap_interval, interquartile_mean
+from natgrad.rollouts.environments import EnvironmentLike
 
 TASKS = {
     "CartPole-v1": 60_000,

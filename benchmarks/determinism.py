@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ONE_SHARD = (
-    "cpp/natgrad/network.cpp",
+    "cpp/natgrad/model/network.cpp",
     re.compile(r"(constexpr Index kMaxShards =) \d+;"),
     r"\1 1;",
 )

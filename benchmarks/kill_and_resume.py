@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from natgrad import checkpoint, runs
+from natgrad.agents import checkpoint, runs
 
 
 def command(*arguments: object) -> list[str]:

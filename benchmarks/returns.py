@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import natgrad
-from natgrad.statistics import bootstrap_interval, interquartile_mean
+from natgrad.agents.statistics import bootstrap_interval, interquartile_mean
 
 # Environment steps, and the best published return of TRPO or NPG after as many.
 TASKS: dict[str, tuple[int, float]] = {

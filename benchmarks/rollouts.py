@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import natgrad
-from natgrad.normalization import RunningMoments
+from natgrad.rollouts.normalization import RunningMoments
 
 WANTED = {"HalfCheetah-v5": 0.80, "CartPole-v1": 0.45}
 STEPS = {"HalfCheetah-v5": 2048, "CartPole-v1": 8192}  # a round of one stepper, over all copies

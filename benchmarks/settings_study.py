@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from returns import Run, read, run_all
 
 import natgrad
-from natgrad.statistics import bootstrap_interval, interquartile_mean
+from natgrad.agents.statistics import bootstrap_interval, interquartile_mean
 
 TASKS = {"Pendulum-v1": 100_000, "Hopper-v5": 300_000, "HalfCheetah-v5": 300_000,
          "Walker2d-v5": 300_000}  # fmt: skip

@@ -8,8 +8,8 @@
 #include <cmath>
 #include <string>
 
-#include "natgrad/distribution.hpp"
-#include "natgrad/types.hpp"
+#include "natgrad/base/types.hpp"
+#include "natgrad/model/distribution.hpp"
 
 namespace natgrad::bindings {
 

@@ -1,5 +1,5 @@
 #include "models.hpp"
-#include "natgrad/advantage.hpp"
+#include "natgrad/update/advantage.hpp"
 
 namespace natgrad::bindings {
 namespace {

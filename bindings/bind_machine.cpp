@@ -5,8 +5,8 @@
 #include <map>
 
 #include "models.hpp"
+#include "natgrad/base/parallel.hpp"
 #include "natgrad/kernels/kernels.hpp"
-#include "natgrad/parallel.hpp"
 
 namespace natgrad::bindings {
 namespace {

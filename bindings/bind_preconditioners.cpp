@@ -1,6 +1,6 @@
 #include <pybind11/stl.h>
 
-#include "natgrad/kfac.hpp"
+#include "natgrad/fisher/kfac.hpp"
 #include "py_operator.hpp"
 
 namespace natgrad::bindings {

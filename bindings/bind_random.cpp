@@ -1,5 +1,5 @@
 #include "models.hpp"
-#include "natgrad/random.hpp"
+#include "natgrad/base/random.hpp"
 
 namespace natgrad::bindings {
 

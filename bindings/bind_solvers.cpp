@@ -3,8 +3,8 @@
 
 #include <optional>
 
-#include "natgrad/conjugate_gradient.hpp"
-#include "natgrad/line_search.hpp"
+#include "natgrad/solvers/conjugate_gradient.hpp"
+#include "natgrad/solvers/line_search.hpp"
 #include "py_operator.hpp"
 
 namespace natgrad::bindings {

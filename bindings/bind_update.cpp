@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include "natgrad/natural_gradient.hpp"
+#include "natgrad/update/natural_gradient.hpp"
 #include "py_operator.hpp"
 
 namespace natgrad::bindings {

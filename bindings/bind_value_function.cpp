@@ -1,5 +1,5 @@
 #include "bind_model.hpp"
-#include "natgrad/value_fit.hpp"
+#include "natgrad/update/value_fit.hpp"
 #include "py_fisher.hpp"
 
 namespace natgrad::bindings {

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "arrays.hpp"
-#include "natgrad/line_search.hpp"
-#include "natgrad/policy.hpp"
-#include "natgrad/value_function.hpp"
+#include "natgrad/model/policy.hpp"
+#include "natgrad/model/value_function.hpp"
+#include "natgrad/solvers/line_search.hpp"
 
 namespace natgrad::bindings {
 

@@ -4,8 +4,8 @@
 #include <mutex>
 
 #include "models.hpp"
-#include "natgrad/conjugate_gradient.hpp"
-#include "natgrad/fisher.hpp"
+#include "natgrad/fisher/fisher.hpp"
+#include "natgrad/solvers/conjugate_gradient.hpp"
 
 namespace natgrad::bindings {
 

@@ -4,7 +4,7 @@
 #include <Eigen/Dense>
 #include <functional>
 
-#include "natgrad/preconditioner.hpp"
+#include "natgrad/solvers/preconditioner.hpp"
 #include "py_fisher.hpp"
 
 namespace natgrad::bindings {

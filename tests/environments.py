@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 import natgrad
-from natgrad.environments import Purpose, derive_seed
+from natgrad.rollouts.environments import Purpose, derive_seed
 
 TESTS = Path(__file__).parent
 SMALL = {"hidden": (8,), "critic_hidden": (8,), "batch_size": 64}  # for what trains in no time

@@ -19,8 +19,8 @@ from environments import SMALL, Counting, Random, Trouble, contents, parameters,
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import natgrad
-from natgrad.config import AgentConfig
-from natgrad.normalization import RunningMoments
+from natgrad.agents.config import AgentConfig
+from natgrad.rollouts.normalization import RunningMoments
 
 ALGORITHMS = {"trpo": natgrad.TRPO, "npg": natgrad.NPG, "reinforce": natgrad.REINFORCE}
 every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)

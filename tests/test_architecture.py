@@ -12,77 +12,35 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# Low to high. A file may include its own header and anything of a strictly lower floor.
-CPP_FLOORS = [
-    {"types", "kernels/kernels", "kernels/vector_math"},
-    {"kernels/lanes", "kernels/wide"},
-    {
-        "kernels/dense_layer",
-        "kernels/adjoint",
-        "kernels/rows",
-        "kernels/bundles",
-        "kernels/fma_peak",
-        "kernels/dispatch",
-        "parallel",
-        "random",
-    },
-    {"special_functions"},
-    {"network", "distribution", "cholesky"},
-    {"linear_batch"},
-    {"policy"},
-    {"value_function", "linear_gaussian", "direct_solver"},
-    # the solver tower, from conjugate_gradient on, knows no policy, see CPP_TOWER
-    {"fisher", "conjugate_gradient"},
-    {"preconditioner", "line_search", "adam", "advantage"},
-    {"surrogate", "kfac"},
-    {"natural_gradient", "value_fit"},
-]
-# Files that may look at nothing but these, wherever they stand.
-CPP_TOWER = {
-    "conjugate_gradient": {"types"},
-    "preconditioner": {"types", "random", "conjugate_gradient"},
-    "cholesky": {"types", "kernels/kernels", "parallel"},
-    "line_search": {"types"},
-    "adam": {"types"},
-    "advantage": {"types"},
+# What a folder of the core may include besides itself. Two towers meet in the update: the solvers
+# know vectors and operators, the models know no solver.
+CPP_LAYERS = {
+    "base": set(),
+    "kernels": {"base"},
+    "solvers": {"base", "kernels"},
+    "model": {"base", "kernels"},
+    "fisher": {"base", "kernels", "solvers", "model"},
+    "update": {"base", "kernels", "solvers", "model", "fisher"},
 }
 
-# Low to high. A module may import anything that stands before it.
-PYTHON_FLOORS = [
-    "_core",
-    "batch",
-    "spaces",
-    "policy",
-    "torch",
-    "sb3",
-    "tianshou",
-    "tianshou_highlevel",
-    "mdp",
-    "worlds",
-    "normalization",
-    "pool",
-    "environments",
-    "rollout",
-    "config",
-    "presets",
-    "checkpoint",
-    "logger",
-    "evaluation",
-    "callbacks",
-    "runs",
-    "agent",
-    "statistics",
-    "plot",
-    "bench",
-    "peers",
-    "families",
-    "metrics",
-    "optimize",
-    "gallery",
-    "__init__",
-    "cli",
-    "__main__",
-]
+# What a package or module of natgrad may import besides itself.
+MODEL = {"_core", "batch", "policy", "spaces"}
+PYTHON_LAYERS = {
+    "batch": {"_core"},
+    "spaces": {"_core"},
+    "policy": {"_core", "spaces"},
+    "hosts": MODEL,
+    "theory": MODEL,
+    "rollouts": {*MODEL, "theory"},
+    "agents": {*MODEL, "rollouts"},
+    "bench": MODEL,
+    "peers": {*MODEL, "bench"},
+    "__init__": {*MODEL, "theory", "rollouts", "agents"},
+    "cli": {"__init__", *MODEL, "theory", "rollouts", "agents", "bench", "peers"},
+    # short names of modules in the packages
+    **{name: {"hosts"} for name in ("torch", "sb3", "tianshou", "tianshou_highlevel")},
+    "mdp": {"theory"},
+}
 
 CPP_FILES = sorted(
     p for p in (ROOT / "cpp").rglob("*") if p.suffix in {".hpp", ".cpp", ".h", ".inl"}
@@ -90,28 +48,35 @@ CPP_FILES = sorted(
 PYTHON_FILES = sorted((ROOT / "python" / "natgrad").rglob("*.py"))
 
 
-def cpp_name(path: str) -> str:
-    return path.rsplit(".", 1)[0]
-
-
-def own_name(path: Path) -> str:
-    return cpp_name(path.relative_to(ROOT / "cpp" / "natgrad").as_posix())
-
-
-def floor_of(name: str) -> int:
-    for number, floor in enumerate(CPP_FLOORS):
-        if name in floor:
-            return number
-    pytest.fail(f"{name} stands on no floor: add it to CPP_FLOORS")
-
-
-def python_name(path: Path) -> str:
-    """A module's name; all modules of a subpackage have its name, and stand on one floor."""
-    return path.relative_to(ROOT / "python" / "natgrad").parts[0].removesuffix(".py")
-
-
 def includes(path: Path) -> list[str]:
     return re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), re.MULTILINE)
+
+
+def cpp_layer(path: str) -> str:
+    return path.split("/")[0] if "/" in path else "face"
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """A circle in the graph, or nothing."""
+    done: set[str] = set()
+
+    def search(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in done:
+            return []
+        for other in graph.get(node, ()):
+            if found := search(other, [*path, node]):
+                return found
+        done.add(node)
+        return []
+
+    return next((found for node in graph if (found := search(node, []))), [])
+
+
+def test_a_circle_is_found():
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert cycle({"a": {"b", "c"}, "b": {"c"}}) == []
 
 
 def test_there_is_something_to_look_at():
@@ -121,27 +86,28 @@ def test_there_is_something_to_look_at():
 
 @pytest.mark.parametrize("path", CPP_FILES, ids=lambda p: p.relative_to(ROOT / "cpp").as_posix())
 def test_no_include_points_up(path):
-    name = own_name(path)
-    floor = floor_of(name)
+    layer = cpp_layer(path.relative_to(ROOT / "cpp" / "natgrad").as_posix())
     for include in includes(path):
         if not include.startswith("natgrad/"):
-            assert (ROOT / "cpp" / "natgrad" / include).exists() is False, (
-                f"{name} includes {include} by a relative path: write natgrad/..."
-            )
+            assert not (ROOT / "cpp" / "natgrad" / include).exists(), f"write natgrad/{include}"
             continue
-        other = cpp_name(include.removeprefix("natgrad/"))
-        if other == name:
-            continue
-        assert floor_of(other) < floor, f"{name} includes {other}, which is not below it"
-        if name in CPP_TOWER:
-            assert other in CPP_TOWER[name], f"{name} may not know {other}"
+        other = cpp_layer(include.removeprefix("natgrad/"))
+        assert other == layer or other in CPP_LAYERS[layer], f"{layer} may not include {include}"
 
 
-def test_the_table_names_no_file_that_is_gone():
-    names = {own_name(path) for path in CPP_FILES}
-    assert set().union(*CPP_FLOORS) <= names
-    modules = {python_name(path) for path in PYTHON_FILES}
-    assert set(PYTHON_FLOORS) - {"_core"} <= modules | {"__main__"}
+def test_no_includes_run_in_a_circle():
+    graph = {
+        path.relative_to(ROOT / "cpp").as_posix(): {i for i in includes(path) if "natgrad/" in i}
+        for path in CPP_FILES
+    }
+    assert not cycle(graph)
+
+
+def test_the_tables_name_no_room_that_is_gone():
+    assert set(CPP_LAYERS) == {
+        cpp_layer(p.relative_to(ROOT / "cpp" / "natgrad").as_posix()) for p in CPP_FILES
+    }
+    assert set(PYTHON_LAYERS) == {python_room(path) for path in PYTHON_FILES}
 
 
 def test_the_numerics_know_nothing_of_python():
@@ -167,37 +133,51 @@ def test_bindings_include_the_core_and_not_the_other_way_round():
         assert not {Path(i).name for i in includes(path) if not i.startswith("natgrad/")} & bindings
 
 
+def python_room(path: Path) -> str:
+    """The package of natgrad that a module is in, or the module itself."""
+    return path.relative_to(ROOT / "python" / "natgrad").parts[0].removesuffix(".py")
+
+
 def imported_modules(path: Path) -> set[str]:
     """The modules of natgrad that a file imports anywhere in it, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name == "natgrad" or alias.name.startswith("natgrad."):
-                    found.add([*alias.name.split("."), "__init__"][1])
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            if node.level:
-                module = f"natgrad.{module}".rstrip(".")
-            if module == "natgrad":
-                for alias in node.names:
-                    found.add(alias.name if alias.name in PYTHON_FLOORS else "__init__")
-            elif module.startswith("natgrad."):
-                found.add(module.split(".")[1])
-    return found
+            for alias in node.names:
+                inner = f"{module}.{alias.name}"
+                found.add(inner if is_module(inner) else module)
+    return {
+        name.removeprefix("natgrad.") if name != "natgrad" else "__init__"
+        for name in found
+        if name.split(".")[0] == "natgrad"
+    }
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath("python", *name.split("."))
+    return path.is_dir() or path.with_suffix(".py").exists() or path.with_suffix(".pyi").exists()
 
 
 @pytest.mark.parametrize(
     "path", PYTHON_FILES, ids=lambda p: p.relative_to(ROOT / "python").as_posix()
 )
 def test_no_import_points_up(path):
-    name = python_name(path)
-    assert name in PYTHON_FLOORS, f"{name} stands on no floor: add it to PYTHON_FLOORS"
-    own = PYTHON_FLOORS.index(name)
-    within = {name} if path.parent.name == name else set()  # modules of a subpackage know it
-    for other in imported_modules(path) - within:
-        assert other in PYTHON_FLOORS, f"{other} stands on no floor: add it to PYTHON_FLOORS"
-        assert PYTHON_FLOORS.index(other) < own, f"{name} imports {other}, which is above it"
+    room = python_room(path)
+    for module in imported_modules(path):
+        other = module.split(".")[0]
+        assert other == room or other in PYTHON_LAYERS[room], f"{room} may not import {module}"
+
+
+def test_no_imports_run_in_a_circle():
+    graph = {}
+    for path in PYTHON_FILES:
+        parts = path.relative_to(ROOT / "python" / "natgrad").with_suffix("").parts
+        name = ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+        graph[name] = imported_modules(path) - {name}
+    assert not cycle(graph)
 
 
 def test_importing_natgrad_is_quick_and_brings_no_heavy_package():

@@ -27,7 +27,8 @@ from environments import (
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import natgrad
-from natgrad import CheckpointError, checkpoint, runs
+from natgrad import CheckpointError
+from natgrad.agents import checkpoint, runs
 
 Discrete = functools.partial(Random, discrete=True)
 KINDS = {

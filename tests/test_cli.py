@@ -13,8 +13,9 @@ import pytest
 from environments import Painted, contents, kill, popen, read_checkpoint, run
 
 import natgrad
-from natgrad import cli, runs
-from natgrad.plot import learning_curve
+from natgrad import cli
+from natgrad.agents import runs
+from natgrad.agents.plot import learning_curve
 
 COMMANDS = ("train", "eval", "enjoy", "plot", "bench", "gallery")
 SHORT = ("--batch-size", "128", "--hidden", "8", "--critic-hidden", "8", "--steps", "512")

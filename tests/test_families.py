@@ -8,8 +8,8 @@ from conftest import relative_error
 from scipy import linalg, stats
 
 import natgrad
-from natgrad import families
-from natgrad.families import Bernoulli, Beta, Categorical, Gaussian, NegativeLogLikelihood
+from natgrad.theory import families
+from natgrad.theory.families import Bernoulli, Beta, Categorical, Gaussian, NegativeLogLikelihood
 
 FAMILIES = {  # each with coordinates, and others not far from them
     "gaussian-sigma": (Gaussian(), [1.0, 0.7], [1.2, 0.9]),

@@ -11,8 +11,9 @@ import pytest
 from environments import run
 from scipy import stats
 
-from natgrad import cli, gallery
-from natgrad.gallery import decisions
+from natgrad import cli
+from natgrad.theory import gallery
+from natgrad.theory.gallery import decisions
 
 PICTURES = gallery.pictures()
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import natgrad
 from natgrad.mdp import MDP, minorise_maximise
-from natgrad.worlds import FiniteWorld, two_state
+from natgrad.theory.worlds import FiniteWorld, two_state
 
 CRITERIA = {"horizon": {"horizon": 4}, "discount": {"discount": 0.8}, "average": {}}
 every_criterion = pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)

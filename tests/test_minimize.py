@@ -9,9 +9,9 @@ from scipy import optimize
 from scipy.sparse.linalg import aslinearoperator
 
 import natgrad
-from natgrad import metrics
-from natgrad.families import Bernoulli, Beta, Categorical, Gaussian, NegativeLogLikelihood
-from natgrad.optimize import MinimizeStatus
+from natgrad.theory import metrics
+from natgrad.theory.families import Bernoulli, Beta, Categorical, Gaussian, NegativeLogLikelihood
+from natgrad.theory.minimize import MinimizeStatus
 
 rng = np.random.default_rng(0)
 ROOT = rng.normal(size=(4, 4))

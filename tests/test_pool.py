@@ -10,7 +10,7 @@ from environments import SMALL, contents, copy
 
 import natgrad
 from natgrad import cli
-from natgrad.pool import REPLAYED, EnvPoolStepper
+from natgrad.rollouts.pool import REPLAYED, EnvPoolStepper
 
 needs_pool = pytest.mark.skipif(
     importlib.util.find_spec("envpool") is None, reason="envpool is not installed"
@@ -221,7 +221,7 @@ def test_a_rollout_that_was_given_up_changes_nothing():
     agent, unhurt = (natgrad.TRPO("CartPole-v1", **POOLED).learn(96) for _ in range(2))
     before = contents(agent)
     calls = iter(range(1000))
-    with pytest.raises(natgrad.rollout.RolloutInterrupted):
+    with pytest.raises(natgrad.rollouts.rollout.RolloutInterrupted):
         natgrad.collect(
             agent.policy, agent._environments, 20, agent._rng, lambda: next(calls) == 10
         )

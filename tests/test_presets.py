@@ -6,7 +6,7 @@ import gymnasium
 import pytest
 
 import natgrad
-from natgrad import presets
+from natgrad.agents import presets
 from natgrad.cli import _argument, _parser, main
 
 NAME = "HalfCheetah-v5"

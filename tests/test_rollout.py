@@ -482,7 +482,7 @@ def test_an_environment_that_ignores_its_seed_starts_a_new_episode_after_a_break
 
 
 def test_an_episode_too_long_to_be_replayed_starts_anew_after_a_break(monkeypatch):
-    monkeypatch.setattr("natgrad.rollout.LONGEST_REPLAY", 20)
+    monkeypatch.setattr("natgrad.rollouts.rollout.LONGEST_REPLAY", 20)
     endless = functools.partial(Counting, (10**9,), ("terminated",))
     agent = natgrad.TRPO(endless, **SMALL).learn(64)
     agent.learn(64)

@@ -13,9 +13,9 @@ import pytest
 from environments import SMALL, Counting, Random, contents, kill, popen, run
 
 import natgrad
-from natgrad import runs
-from natgrad.logger import CsvSink, Monitor, TensorBoardSink
-from natgrad.rollout import Episode
+from natgrad.agents import runs
+from natgrad.agents.logger import CsvSink, Monitor, TensorBoardSink
+from natgrad.rollouts.rollout import Episode
 
 COLUMNS = {
     "rollout/ep_rew_mean",
@@ -349,7 +349,7 @@ def test_a_monitor_keeps_the_episodes_it_is_told_to(tmp_path):
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from natgrad.logger import rewrite
+from natgrad.agents.logger import rewrite
 path = Path(sys.argv[1]) / "a.txt"
 rewrite(path, "old")
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
@@ -385,7 +385,7 @@ def test_without_tensorboard_runs_have_no_events_and_the_sink_names_the_extra(tm
     code, output, errors = run(
         "-c",
         WITHOUT + "from environments import *; from pathlib import Path\n"
-        "import natgrad; from natgrad.logger import TensorBoardSink\n"
+        "import natgrad; from natgrad.agents.logger import TensorBoardSink\n"
         "natgrad.TRPO(Random, **SMALL).learn(128, run_dir=sys.argv[1])\n"
         "try: TensorBoardSink(Path(sys.argv[1]), 0)\n"
         "except ImportError as error: print(error)\n",
@@ -436,7 +436,7 @@ def test_without_a_library_for_pictures_enjoy_names_it(tmp_path, missing, name):
 def test_importing_natgrad_imports_no_extra():
     code, output, errors = run(
         "-c",
-        "import sys, natgrad, natgrad.agent, natgrad.cli\n"
+        "import sys, natgrad, natgrad.agents.agent, natgrad.cli\n"
         "print([m for m in ('torch', 'matplotlib', 'tensorboard', 'PIL', 'pygame') "
         "if m in sys.modules])",
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from natgrad.statistics import bootstrap_interval, interquartile_mean
+from natgrad.agents.statistics import bootstrap_interval, interquartile_mean
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 11, 40])

@@ -14,7 +14,7 @@ from test_mdp import differences
 import natgrad
 from natgrad import cli
 from natgrad.mdp import MDP
-from natgrad.worlds import FiniteWorld, LinearQuadratic, LineWorld, TwoState, two_state
+from natgrad.theory.worlds import FiniteWorld, LinearQuadratic, LineWorld, TwoState, two_state
 
 WORLDS = ("natgrad/LineWorld-v0", "natgrad/TwoState-v0", "natgrad/LinearQuadratic-v0")
 every_world = pytest.mark.parametrize("id", WORLDS)
@@ -47,8 +47,11 @@ def test_gymnasiums_checker_has_nothing_to_say(id):
 
 def test_worlds_are_registered_by_their_module_and_by_the_agents():
     program = "import gymnasium; print(gymnasium.make({!r}).spec.id){}"
-    for more, id in (("", f"natgrad.worlds:{WORLDS[0]}"), ("import natgrad.worlds; ", WORLDS[1]),
-                     ("import natgrad; natgrad.TRPO; ", WORLDS[2])):  # fmt: skip
+    for more, id in (
+        ("", f"natgrad.theory.worlds:{WORLDS[0]}"),
+        ("import natgrad.theory.worlds; ", WORLDS[1]),
+        ("import natgrad; natgrad.TRPO; ", WORLDS[2]),
+    ):
         result = subprocess.run(
             [sys.executable, "-W", "error", "-c", more + program.format(id, "")],
             check=True, capture_output=True, text=True,

@@ -57,43 +57,43 @@ from natgrad.policy import Policy as Policy
 from natgrad.policy import ValueFunction as ValueFunction
 
 if TYPE_CHECKING:
-    from natgrad.agent import NPG as NPG
-    from natgrad.agent import REINFORCE as REINFORCE
-    from natgrad.agent import TRPO as TRPO
-    from natgrad.agent import Agent as Agent
-    from natgrad.agent import TrainingInterrupted as TrainingInterrupted
-    from natgrad.agent import TrainingStalled as TrainingStalled
-    from natgrad.callbacks import Callback as Callback
-    from natgrad.callbacks import CheckpointCallback as CheckpointCallback
-    from natgrad.callbacks import EvalCallback as EvalCallback
-    from natgrad.callbacks import StopOnReturn as StopOnReturn
-    from natgrad.checkpoint import CheckpointError as CheckpointError
-    from natgrad.config import NPGConfig as NPGConfig
-    from natgrad.config import REINFORCEConfig as REINFORCEConfig
-    from natgrad.config import TRPOConfig as TRPOConfig
-    from natgrad.environments import EnvironmentFault as EnvironmentFault
-    from natgrad.environments import Environments as Environments
-    from natgrad.evaluation import Evaluation as Evaluation
-    from natgrad.evaluation import evaluate as evaluate
-    from natgrad.optimize import Backtracking as Backtracking
-    from natgrad.optimize import ExactStep as ExactStep
-    from natgrad.optimize import FixedStep as FixedStep
-    from natgrad.optimize import MinimizeStatus as MinimizeStatus
-    from natgrad.optimize import TrustRegion as TrustRegion
-    from natgrad.optimize import minimize as minimize
-    from natgrad.rollout import Rollout as Rollout
-    from natgrad.rollout import collect as collect
+    from natgrad.agents.agent import NPG as NPG
+    from natgrad.agents.agent import REINFORCE as REINFORCE
+    from natgrad.agents.agent import TRPO as TRPO
+    from natgrad.agents.agent import Agent as Agent
+    from natgrad.agents.agent import TrainingInterrupted as TrainingInterrupted
+    from natgrad.agents.agent import TrainingStalled as TrainingStalled
+    from natgrad.agents.callbacks import Callback as Callback
+    from natgrad.agents.callbacks import CheckpointCallback as CheckpointCallback
+    from natgrad.agents.callbacks import EvalCallback as EvalCallback
+    from natgrad.agents.callbacks import StopOnReturn as StopOnReturn
+    from natgrad.agents.checkpoint import CheckpointError as CheckpointError
+    from natgrad.agents.config import NPGConfig as NPGConfig
+    from natgrad.agents.config import REINFORCEConfig as REINFORCEConfig
+    from natgrad.agents.config import TRPOConfig as TRPOConfig
+    from natgrad.agents.evaluation import Evaluation as Evaluation
+    from natgrad.agents.evaluation import evaluate as evaluate
+    from natgrad.rollouts.environments import EnvironmentFault as EnvironmentFault
+    from natgrad.rollouts.environments import Environments as Environments
+    from natgrad.rollouts.rollout import Rollout as Rollout
+    from natgrad.rollouts.rollout import collect as collect
+    from natgrad.theory.minimize import Backtracking as Backtracking
+    from natgrad.theory.minimize import ExactStep as ExactStep
+    from natgrad.theory.minimize import FixedStep as FixedStep
+    from natgrad.theory.minimize import MinimizeStatus as MinimizeStatus
+    from natgrad.theory.minimize import TrustRegion as TrustRegion
+    from natgrad.theory.minimize import minimize as minimize
 
 __version__ = _core.__version__
 
 _LAZY = {
-    "agent": ("Agent", "NPG", "REINFORCE", "TRPO", "TrainingInterrupted", "TrainingStalled"),
-    "callbacks": ("Callback", "CheckpointCallback", "EvalCallback", "StopOnReturn"),
-    "checkpoint": ("CheckpointError",),
-    "config": ("NPGConfig", "REINFORCEConfig", "TRPOConfig"),
-    "environments": ("EnvironmentFault", "Environments"),
-    "evaluation": ("Evaluation", "evaluate"),
-    "optimize": (
+    "agents.agent": ("Agent", "NPG", "REINFORCE", "TRPO", "TrainingInterrupted", "TrainingStalled"),
+    "agents.callbacks": ("Callback", "CheckpointCallback", "EvalCallback", "StopOnReturn"),
+    "agents.checkpoint": ("CheckpointError",),
+    "agents.config": ("NPGConfig", "REINFORCEConfig", "TRPOConfig"),
+    "rollouts.environments": ("EnvironmentFault", "Environments"),
+    "agents.evaluation": ("Evaluation", "evaluate"),
+    "theory.minimize": (
         "Backtracking",
         "ExactStep",
         "FixedStep",
@@ -101,7 +101,7 @@ _LAZY = {
         "TrustRegion",
         "minimize",
     ),
-    "rollout": ("Rollout", "collect"),
+    "rollouts.rollout": ("Rollout", "collect"),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from natgrad import __version__
-from natgrad.config import AgentConfig, NPGConfig, REINFORCEConfig, TRPOConfig
+from natgrad.agents.config import AgentConfig, NPGConfig, REINFORCEConfig, TRPOConfig
 
 if TYPE_CHECKING:
-    from natgrad.agent import Agent
+    from natgrad.agents.agent import Agent
 
 __all__ = ["main"]
 
@@ -63,10 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from natgrad import agent as agents
-    from natgrad import presets, runs
-    from natgrad.callbacks import Callback, StopOnReturn
-    from natgrad.evaluation import evaluate
+    from natgrad.agents import agent as agents
+    from natgrad.agents import presets, runs
+    from natgrad.agents.callbacks import Callback, StopOnReturn
+    from natgrad.agents.evaluation import evaluate
 
     names = {f.name for config in CONFIGS.values() for f in dataclasses.fields(config)}
     options = {name: value for name, value in vars(arguments).items() if name in names}
@@ -128,7 +128,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _presets(arguments: argparse.Namespace) -> int:
-    from natgrad import presets
+    from natgrad.agents import presets
 
     known = presets.names()
     for name in arguments.env or known:
@@ -156,7 +156,7 @@ def _argument(option: str, value: Any) -> str:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from natgrad.evaluation import evaluate
+    from natgrad.agents.evaluation import evaluate
 
     result = evaluate(
         _loaded(arguments.path),
@@ -169,7 +169,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _enjoy(arguments: argparse.Namespace) -> int:
-    from natgrad.evaluation import evaluate
+    from natgrad.agents.evaluation import evaluate
 
     displays = ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")
     if arguments.gif is not None and not any(os.environ.get(name) for name in displays):
@@ -235,7 +235,7 @@ class _Animation:
 
 
 def _plot(arguments: argparse.Namespace) -> int:
-    from natgrad.plot import plot
+    from natgrad.agents.plot import plot
 
     plot(arguments.runs, arguments.output, window=arguments.window, title=arguments.title)
     print(arguments.output)
@@ -272,7 +272,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _gallery(arguments: argparse.Namespace) -> int:
-    from natgrad import gallery
+    from natgrad.theory import gallery
 
     if arguments.list:
         for name, picture in gallery.pictures().items():
@@ -289,7 +289,7 @@ def _peers() -> Any:
 
 
 def _loaded(path: str) -> "Agent":
-    from natgrad.agent import Agent
+    from natgrad.agents.agent import Agent
 
     if not Path(path).exists():
         raise UsageError(f"{path!r} does not exist; wanted the folder of a run or a checkpoint")

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "natgrad/distribution.hpp"
 #include "natgrad/kernels/kernels.hpp"
+#include "natgrad/model/distribution.hpp"
 
 namespace {
 

@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "natgrad/linear_batch.hpp"
-#include "natgrad/parallel.hpp"
-#include "natgrad/random.hpp"
+#include "natgrad/base/parallel.hpp"
+#include "natgrad/base/random.hpp"
+#include "natgrad/model/linear_batch.hpp"
 
 namespace {
 

@@ -5,9 +5,9 @@
 #include <cstdlib>
 #include <new>
 
-#include "natgrad/natural_gradient.hpp"
-#include "natgrad/parallel.hpp"
-#include "natgrad/value_fit.hpp"
+#include "natgrad/base/parallel.hpp"
+#include "natgrad/update/natural_gradient.hpp"
+#include "natgrad/update/value_fit.hpp"
 
 static std::atomic<long> allocations{0};
 

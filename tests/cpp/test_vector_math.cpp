@@ -18,7 +18,7 @@
 #include <mutex>
 #include <vector>
 
-#include "natgrad/parallel.hpp"
+#include "natgrad/base/parallel.hpp"
 #include "vector_math_level.hpp"
 
 using natgrad_test::Function;

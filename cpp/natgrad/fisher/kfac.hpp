@@ -1,0 +1,74 @@
+// The Fisher information of each layer as a Kronecker product of two small matrices (K-FAC; Martens
+// and Grosse 2015), inverted to precondition conjugate gradients:
+//
+//   F_l ~ S_l (x) A_l,   A_l = E[phi phi'], phi = (h_{l-1}, 1),   S_l = E[sum_k d^k d^k']     (eq. 21)
+//   M^-1 V = (S_l + gamma/pi I)^-1 V (A_l + gamma pi I)^-1,   gamma^2 = 0.3 damping          (eq. 22)
+//
+// with V (out, in + 1) the weights and bias of layer l, and pi^2 the ratio of mean eigenvalues of A_l
+// and S_l, which shares the damping out evenly (their section 6.3). Free outputs have a diagonal block
+// of their own, exact.
+//
+// What is different: F itself stays exact, so the factors decide how soon conjugate gradients arrive
+// and not where. They may therefore be rough: averaged over a part of the batch, with one random
+// combination of the columns of the root of M instead of all; and kept for several updates.
+#pragma once
+
+#include "natgrad/fisher/fisher.hpp"
+#include "natgrad/solvers/preconditioner.hpp"
+
+namespace natgrad {
+
+struct KfacOptions {
+  Index every = 2;           // average over every so-manieth observation
+  bool all_columns = false;  // exact expectation over actions instead of random signs
+  int refresh = 1;           // updates that share one average
+  double decay = 0;          // of the average so far, when a new one is added to it
+
+  bool keep() const { return refresh > 1 || decay > 0; }  // whether factors outlive an update
+};
+
+template <class T>
+class KroneckerFactors : public Preconditioner {
+ public:
+  // At every refresh-th call averages over the batch of `fisher` and adds the result to what there is:
+  // decay old + (1 - decay) new. The first time, or after a change of sizes, there is nothing to add to.
+  void average(Fisher<T>* fisher, const KfacOptions& options);
+
+  // Prepares to apply M^-1 for this damping. False where a factor is not positive definite to the
+  // precision of T, or not finite; there is no M then, and nothing is kept.
+  bool factorize(double damping);
+
+  // Time of averaging, factorising and applying so often, in multiply-adds of the kernels: a cost model
+  // fitted to `benchmarks/time_to_accuracy.py`.
+  static double cost(const Fisher<T>& fisher, const KfacOptions& options, int applications);
+
+  // What is kept: calls since the last average, sizes, and the factors. Empty if nothing is. The
+  // other function returns false for what is no such state.
+  std::vector<double> state() const;
+  bool set_state(const std::vector<double>& state);
+
+  // z = M^-1 r, both (P).
+  void apply(const double* r, double* z) override;
+  Index size() const override { return free_offset_ + free_.size(); }
+
+ private:
+  struct Block {
+    Index in, out, weight, bias;                 // as of Layer; A is (in + 1, in + 1)
+    Buffer<double> inputs, adjoints;             // A, S
+    Buffer<T> inputs_inverse, adjoints_inverse;  // padded rows
+    Buffer<T> v, u;                              // V (out, in + 1); (S^-1 V)' (in + 1, out)
+    bool zero;                                   // S = 0: nothing to learn, M = damping I
+  };
+  bool fits(const Network<T>& network) const;
+
+  std::vector<Block> blocks_;
+  Buffer<double> free_;
+  Index free_offset_ = 0;
+  int age_ = 0;              // calls of average() since the last one that averaged
+  bool factorized_ = false;  // for this damping:
+  double damping_ = 0;
+  KroneckerSums sums_;
+  std::vector<Buffer<T>> scratch_;  // of each inversion
+};
+
+}  // namespace natgrad

@@ -1,0 +1,21 @@
+// The Cholesky factorisation U'U = A of a symmetric positive definite matrix, in blocks whose products
+// are the kernels' and which threads share. No allocation, and the same bits for any number of threads.
+#pragma once
+
+#include "natgrad/base/types.hpp"
+
+namespace natgrad {
+
+struct CholeskyScratch {
+  Buffer<double> panel, corner;  // a block of rows; an inverted diagonal block
+};
+
+// U over the upper triangle of A (n, n), which alone is read; what is below becomes anything. The
+// stride is that of leading_dimension<double>. False if the square of a pivot is not above
+// `least_pivot`: A is then not positive definite, or not known well enough to tell.
+bool cholesky(Matrix<double> a, double least_pivot, CholeskyScratch* scratch);
+
+// x = (U'U)^-1 x, for x (n).
+void cholesky_solve(Matrix<const double> u, double* x);
+
+}  // namespace natgrad

@@ -1,0 +1,104 @@
+// Damped, preconditioned conjugate gradients: (A + damping I) x = b for symmetric A >= 0.
+//
+// Hestenes and Stiefel (1952) in the form of Nocedal and Wright, "Numerical Optimization" (2006),
+// algorithm 5.3. It differs from the textbook in eight ways:
+//
+//  1. The tolerance is on the residual and relative: stop at ||r|| <= max(rtol ||b||, atol).
+//  2. Curvature is guarded: p'(A + damping I)p <= 0, or not finite, ends the iteration with
+//     INDEFINITE and the x reached so far, which still decreases the quadratic.
+//  3. Every `residual_replacement` iterations r is recomputed as b - (A + damping I) x, at the price
+//     of one more product (van der Vorst and Ye 2000).
+//  4. x'Ax comes from x'(b - r) - damping x'x, without a product.
+//  5. The quadratic model phi(x) = 1/2 x'(A + damping I)x - b'x is followed without a product, and the
+//     iteration may end where it hardly falls any more (eq. 31; Martens 2010, section 4.4).
+//  6. A start x0 may be scaled by the factor that is best for phi (eq. 32), at no further product.
+//  7. The last of `max_iterations` may do with the number p'Ap instead of the product A p, whose only
+//     other use is the next residual.
+//  8. A preconditioner may vary from one residual to the next; directions are then made conjugate to the
+//     last one by what that takes, beta = -z'(A + damping I)p / p'(A + damping I)p, instead of by a ratio
+//     of r'z (flexible conjugate gradients; Notay 2000).
+//
+// By asking for scratch space, the function promises to allocate nothing.
+#pragma once
+
+#include <limits>
+
+#include "natgrad/base/types.hpp"
+
+namespace natgrad {
+
+enum class CgStatus {
+  CONVERGED,      // the residual is within tolerance, or the quadratic model has fallen to the goal
+  SLOW_PROGRESS,  // the quadratic model hardly fell over the last iterations
+  MAX_ITERATIONS,  // out of iterations
+  INDEFINITE,      // a direction of no or negative curvature; x is the best so far
+  ZERO_RHS         // b = 0, so x = 0
+};
+
+using QuadraticForm = FunctionRef<double(const double* x)>;  // x'A x
+
+struct CgOptions {
+  double damping = 0;
+  double rtol = 1e-10;            // ||r|| <= rtol ||b||
+  double atol = 0;                // ||r|| <= atol
+  int max_iterations = 10;        // the custom since Schulman et al. (2015)
+  int residual_replacement = 50;  // iterations between exact residuals; 0 = never
+  // Stop at iteration i >= k if phi fell over the last k by less than k eps of |phi|; eps = 0: never.
+  // Martens (2010) took eps = 5e-4 and k = max(10, i / 10) for hundreds of iterations. k is given
+  // here, because an update has ten: one iteration alone says too little, three are an average.
+  double progress_tolerance = 0;  // eps
+  int progress_window = 3;        // k
+  bool scale_start = false;       // x0 becomes c x0, or 0 where A has no curvature along it
+  bool flexible = false;          // for a preconditioner that varies
+  // Stop at phi(x) <= goal: with the phi of another x, where this one is no less accurate.
+  double model_goal = -std::numeric_limits<double>::infinity();
+};
+
+struct CgSummary {
+  CgStatus status = CgStatus::ZERO_RHS;
+  int iterations = 0;
+  int products = 0;          // of A: iterations, exact residuals, the start's if it is not 0
+  double residual_norm = 0;  // ||b - (A + damping I) x||; before the last iteration if it took p'Ap
+  double rhs_norm = 0;       // ||b||
+  double quadratic_form = 0;  // x'Ax, without damping
+  double squared_norm = 0;    // x'x
+  double curvature = 0;       // p'(A + damping I)p of the last direction
+  double model_value = 0;     // phi(x) = 1/2 x'(A + damping I)x - b'x; 0 at x = 0
+
+  double relative_residual() const { return rhs_norm > 0 ? residual_norm / rhs_norm : 0; }
+};
+
+struct CgScratch {
+  Buffer<double> r, p, z, q;  // (n) each
+  Buffer<double> models;      // (progress_window) of the last iterations
+};
+
+CgSummary conjugate_gradient(LinearOperator a,  // y = A x
+                             Index n,
+                             const double* b,  // (n)
+                             double* x,        // (n) start in, solution out
+                             const CgOptions& options,
+                             const LinearOperator* preconditioner,  // z = M^-1 r, or null
+                             CgScratch* scratch,
+                             const QuadraticForm* form = nullptr);  // p'A p for the last iteration
+
+// The same summary of an x that was found without iterations, with the residual that it has: CONVERGED
+// after none, or INDEFINITE where x has no curvature, as that of a b in the null space. `ax` is A x.
+CgSummary summarize_solution(const double* b, const double* x, const double* ax, double damping,
+                             Index n);
+
+// x'y, in an order that depends on n alone.
+double dot(const double* x, const double* y, Index n);
+
+// Damping of the next system by what the model of the last one was worth, the ratio of actual to
+// predicted reduction (Levenberg 1944, Marquardt 1963): more below 1/4 or where the ratio is not a
+// number, less above 3/4. Thresholds and factors of Martens (2010), section 4.1.
+struct LevenbergMarquardt {
+  double grow = 1.5, shrink = 1.5;  // factors
+  double low = 1e-5;                // the least that an implementation of TRPO uses
+  double high = 10;                 // the step is as good as the plain gradient's
+
+  double operator()(double damping, double ratio) const;
+};
+
+}  // namespace natgrad

@@ -1,0 +1,1 @@
+"""The core in the places of other libraries: torch, stable-baselines3 and tianshou."""

@@ -1,0 +1,1 @@
+"""Experience: environments, how they are stepped, and rollouts; nothing here learns."""
