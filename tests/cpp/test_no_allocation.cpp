@@ -6,7 +6,8 @@
 #include <new>
 
 #include "natgrad/base/parallel.hpp"
-#include "natgrad/update/natural_gradient.hpp"
+#include "natgrad/update/policy_gradient_update.hpp"
+#include "natgrad/update/trust_region_update.hpp"
 #include "natgrad/update/value_fit.hpp"
 
 static std::atomic<long> allocations{0};
