@@ -627,67 +627,9 @@ void Linearization<T>::reduce(double* gradient) {
 
 // --- cached adjoints -----------------------------------------------------------------------------
 
-namespace {
-// The cost model: time of one row of a batch, in multiply-adds of a matrix product. Fitted to the
-// table that `benchmarks/adjoint_cache.py` prints, on a Zen 5 with AVX-512 and float32.
-constexpr double kPass = 1240, kPassLayer = 240;  // of a product by passes, of each layer in it,
-constexpr double kLinearPass = 670;               // and where nothing is pulled back
-constexpr double kSweep = 1550;                   // of a product by adjoints,
-constexpr double kColumn = 180;      // of each layer and column in it: sums across lanes
-constexpr double kShort = 1.03;      // its matrix products are shorter, and so slower
-constexpr double kTouch = 7.4;       // to read a number of the cache twice,
-constexpr double kTouchMemory = 22;  // and where it and the activations are more than this
-constexpr double kCacheBytes = 10 << 20;
-// What matters in small batches, fitted to `benchmarks/solver_choice.py`: time of a product, whatever
-// its size; of packing and summing a parameter; of a row, and of a column kept for it.
-constexpr double kProduct = 37500, kParameter = 260, kRow = 430, kKeptColumn = 3500;
-// Of them all, what is not matrix products takes as long in either type: as half as many in double.
-template <class T>
-constexpr double kUnit = static_cast<double>(sizeof(float)) / sizeof(T);
-}  // namespace
-
 template <class T>
 Index Linearization<T>::width(std::size_t l) const {
   return l + 1 < network_->layers().size() ? network_->layers()[l].out : network_->output_columns();
-}
-
-template <class T>
-auto Linearization<T>::costs(Index columns, int sweeps) const -> Costs {
-  const std::vector<Layer>& layers = network_->layers();
-  const double depth = static_cast<double>(layers.size()), k = static_cast<double>(columns);
-  double passes = 0, products = 0, pulled = 0, values = 0, inputs = 0;
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    const double product = static_cast<double>((layers[l].in + 1) * layers[l].out);
-    passes += l > 0 ? 4 * product : 2 * product;
-    products += 2 * product;
-    pulled += l > 0 ? product : 0;
-    values += static_cast<double>(round_up(width(l), kLanes<T>));
-    inputs += static_cast<double>(round_up(layers[l].in, kLanes<T>));
-  }
-  const double bytes = static_cast<double>(rows_) * (k * values + inputs) * sizeof(T);
-  const double touch = bytes <= kCacheBytes ? kTouch : kTouchMemory;
-  const double by_passes =
-      passes + kUnit<T> * ((depth > 1 ? kPass : kLinearPass) + kPassLayer * depth);
-  const double by_adjoints =
-      kShort * products + k * touch * values + kUnit<T> * (kSweep + kColumn * k * depth);
-  return {sweeps * by_passes, sweeps * by_adjoints + kShort * k * pulled};
-}
-
-template <class T>
-bool Linearization<T>::adjoints_pay(Index columns, int sweeps) const {
-  if (sweeps < 2) return false;  // little to gain, and much memory
-  const Costs row = costs(columns, sweeps);
-  return row.adjoints < row.passes;
-}
-
-template <class T>
-double Linearization<T>::cost(Index columns, int sweeps) const {
-  const Costs row = costs(columns, sweeps);
-  const double parameters = static_cast<double>(network_->parameter_count());
-  const double kept = row.adjoints + kUnit<T> * kKeptColumn * static_cast<double>(columns);
-  const double per_row = kUnit<T> * kRow + (adjoints_pay(columns, sweeps) ? kept : row.passes);
-  return sweeps * kUnit<T> * (kProduct + kParameter * parameters) +
-         static_cast<double>(rows_) * per_row;
 }
 
 // Rows of one column: the columns of an observation lie beside each other.

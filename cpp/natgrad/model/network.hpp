@@ -165,10 +165,6 @@ class Linearization {
   Matrix<T> adjoint_rows(std::size_t layer, Index first, Index rows, Index column);
   void sweep_adjoints(const double* direction, FunctionRef<void(Index first, Matrix<T> s)> fill,
                       double* gradient);
-  // Whether keeping them and so many sweeps with a direction take less time than the sweeps that
-  // pass them by, and the time of the faster way, in multiply-adds: a cost model, see network.cpp.
-  bool adjoints_pay(Index columns, int sweeps) const;
-  double cost(Index columns, int sweeps) const;
 
   // sum_n ||J_n' d_n||^2, with the rows d_n supplied tile by tile: fill(first row, d (rows, K)). They
   // are pulled back once; no gradient is formed.
@@ -212,10 +208,6 @@ class Linearization {
                           T* accumulator) const;
   void reverse(Index first, Matrix<T> d, bool overwrite, T* accumulator, Worker* worker);
   Index width(std::size_t layer) const;  // of z_l, of the last with the free outputs
-  struct Costs {
-    double passes, adjoints;  // of one row
-  };
-  Costs costs(Index columns, int sweeps) const;
   void reduce(double* gradient);
   const Buffer<T>& cached(std::size_t layer) const;  // what act'(z_layer) is derived from
   Matrix<T> scratch(Buffer<T>& buffer, Index rows, Index columns) const;
