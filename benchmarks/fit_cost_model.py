@@ -55,6 +55,7 @@ DISTRIBUTIONS: dict[str, _core.Distribution] = {
 ROWS = (32, 128, 512, 2048, 8192, 32768)
 PRODUCTS = (3, 10)
 DAMPING = 0.1
+PULL = 1e-3  # of constants towards the present ones, for each time
 MOST_COST = 2e9  # of one call; more expensive ones are left out
 FIELDS = ("dtype", "way", "network", "distribution", "rows", "products", "damped", "seconds")
 
@@ -90,10 +91,9 @@ class Problem:
             fisher = self.fisher("passes")
             fisher @ self.b  # evaluates activations and curvatures, which are not the factors'
 
-            def factors() -> None:
+            def factors() -> None:  # applied within a compiled loop, as the operator of a system
                 inverse = natgrad.KroneckerFactors(fisher, damping)
-                for _ in range(self.products):
-                    inverse @ self.b
+                natgrad.conjugate_gradient(inverse, self.b, rtol=0.0, max_iterations=self.products)
 
             return factors
         method = "auto" if way == "closed_form" else way
@@ -159,51 +159,70 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def non_negative_fit(matrix: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """x >= 0 with matrix @ x near want, and x near 1 in what the rows leave open."""
+    n = matrix.shape[1]
+    pull = np.sqrt(PULL * len(want))
+    free = np.ones(n, dtype=bool)
+    while True:
+        x = np.zeros(n)
+        x[free] = np.linalg.lstsq(
+            np.vstack([matrix, pull * np.eye(n)])[:, free],
+            np.concatenate([want, np.full(n, pull)]),
+        )[0]
+        if (x >= 0).all():
+            return x
+        free &= x > 0
+
+
 def fit(rows: list[dict[str, str]], dtype: _core.DTypeName, way: Way, unit: float | None) -> float:
     """Fits the constants of one way and prints them; returns the seconds of a multiply-add.
 
-    With x for constants times the unit's seconds, t = unit * rest + sum_i count_i x_i, each row
-    divided by t so that errors are relative. Where the unit is not given it is one more unknown.
+    A time is t = unit (rest + sum_i count_i constant_i) with the seconds of a multiply-add as the
+    unit. Rows are divided by t, so that errors are relative, and columns are for multiples of the
+    present constants. Where the unit is not given it is one more unknown.
     """
-    times, rests, models = [], [], []
-    counts: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(rows))
+    times, costs = [], []
+    counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(rows)))
     present: dict[str, float] = {}
     for i, row in enumerate(rows):
         case = (row["network"], row["distribution"], int(row["rows"]), int(row["products"]),
                 row["damped"] == "True")  # fmt: skip
         cost, terms = Problem(case, dtype).model(way)
-        own = {name: term for name, term in terms.items() if name.startswith(FITTED[way])}
-        for name, (value, count) in own.items():
-            counts[name][i] = count
-            present[name] = value
+        for name, (value, count) in terms.items():
+            if name.startswith(FITTED[way]):
+                counts[name][i] = count
+                present[name] = value
         times.append(float(row["seconds"]))
-        models.append(cost)
-        rests.append(cost - sum(value * count for value, count in own.values()))
-    t, rest, model = np.array(times), np.array(rests), np.array(models)
-    names = list(counts)
+        costs.append(cost)
+    t, model, names = np.array(times), np.array(costs), list(counts)
+    values = np.array([present[name] for name in names])
     matrix = np.array([counts[name] for name in names]).T
+    rest = model - matrix @ values
+
+    def best_unit(cost: np.ndarray) -> float:
+        return float((cost / t).sum() / ((cost / t) @ (cost / t)))
+
+    def error(cost: np.ndarray) -> float:
+        """Root mean square of the relative errors, with the unit that is best for this cost."""
+        return float(np.sqrt(np.mean((best_unit(cost) * cost / t - 1) ** 2)))
+
+    first = unit or best_unit(model)
+    columns = first * matrix * values / t[:, None]
     if unit is None:
-        solved = np.linalg.lstsq(np.column_stack([rest, matrix]) / t[:, None], np.ones(len(t)))[0]
-        scale, fitted = solved[0], solved[1:] / solved[0]
+        solved = non_negative_fit(np.column_stack([first * rest / t, columns]), np.ones(len(t)))
+        unit = float(first * solved[0])
+        fitted = values * solved[1:] / solved[0]
     else:
-        scale = unit
-        solved = np.linalg.lstsq(scale * matrix / t[:, None], 1 - scale * rest / t)[0]
-        fitted = solved
-
-    def residual(cost: np.ndarray) -> float:
-        """Root mean square relative error, the unit's seconds at their best."""
-        ratio = cost / t
-        ratio = ratio * (ratio.sum() / (ratio @ ratio))
-        return float(np.sqrt(np.mean((ratio - 1) ** 2)))
-
-    print(f"\n{way}, {dtype}: {len(t)} times, a multiply-add in {scale * 1e12:.1f} ps;",
-          f"relative error {residual(model):.0%} with the present constants,",
-          f"{residual(rest + matrix @ fitted):.0%} with those fitted")  # fmt: skip
+        fitted = values * non_negative_fit(columns, 1 - first * rest / t)
+    print(f"\n{way}, {dtype}: {len(t)} times, a multiply-add in {unit * 1e12:.1f} ps;",
+          f"relative error {error(model):.0%} with the present constants,",
+          f"{error(rest + matrix @ fitted):.0%} with those fitted")  # fmt: skip
     print(f"  {'constant':<20}{'present':>12}{'fitted':>12}{'error with it alone fitted':>30}")
     for i, name in enumerate(names):
-        alone = model + matrix[:, i] * (fitted[i] - present[name])
-        print(f"  {name:<20}{present[name]:>12.4g}{fitted[i]:>12.4g}{residual(alone):>30.0%}")
-    return float(scale)
+        alone = model + matrix[:, i] * (fitted[i] - values[i])
+        print(f"  {name:<20}{values[i]:>12.4g}{fitted[i]:>12.4g}{error(alone):>30.0%}")
+    return unit
 
 
 def main() -> int:

@@ -43,7 +43,7 @@ double predicted(const CostModel& model, Way way, const FisherShape& shape, int 
   return 0;
 }
 
-// A constant's value, and how often the cost counts it: what the cost falls by without the constant.
+// A constant's value, and how often the cost counts it, which is by how much the cost falls without it.
 using Terms = std::map<std::string, std::pair<double, double>>;
 std::pair<double, Terms> cost_model(const PyFisher& fisher, const std::string& name, int products,
                                     bool damped, Index every) {
@@ -73,9 +73,9 @@ void bind_fisher(py::module_& m) {
   py::class_<PyFisher>(m, "Fisher",
                        R"(The Fisher information of a policy on a batch, as an operator.
 
-F = (1/N) sum_n w_n J_n' M_n J_n + damping I (eq. 10): exact, by passes over the batch; no automatic
-differentiation and no matrix. A linear operator in SciPy's sense
-(shape, dtype, matvec, @), accepted by scipy.sparse.linalg as it is.
+F = (1/N) sum_n w_n J_n' M_n J_n + damping I (eq. 10). Products are exact, without automatic
+differentiation and without the matrix. It is a linear operator in SciPy's sense (shape, dtype, matvec,
+@), which scipy.sparse.linalg accepts as it is.
 
 Parameters
 ----------
@@ -90,13 +90,12 @@ weights : (N,) >= 0, optional
     w_n; ones by default. The sum is divided by N, not by the sum of weights.
 fraction : float, 0 < fraction <= 1
     Use that part of the observations, evenly spaced: row floor(i N / m) for i < m = round(fraction N).
-
 method : {'auto', 'passes', 'adjoints'}
     How products are made: 'passes' by one forward-mode and one reverse-mode pass (eq. 12, 13),
-    'adjoints' by adjoints cached at the first product (eq. 18, 19), rank x N x widths numbers; 'auto'
-    by what a cost model says is faster for max_iterations of conjugate_gradient or the k products of
-    F @ V; a single F @ v by passes. Linear Gaussian policies then have a small matrix (eq. 20). The
-    results differ by rounding.
+    'adjoints' by adjoints that are cached before the first product (eq. 18, 19), rank x N x widths
+    numbers. 'auto' takes what the cost model says is faster for max_iterations of conjugate_gradient or
+    the k products of F @ V, and for linear Gaussian policies their small matrix (eq. 20) as well; a
+    single F @ v is made by passes. The results differ by rounding.
 
 Raises ValueError or TypeError for bad arrays or options.)")
       .def(py::init([](const PyPolicy& policy, py::handle observations, double damping,
@@ -142,12 +141,12 @@ Raises ValueError or TypeError for bad arrays or options.)")
 
 b : (P,)
 damping : float >= 0
-    On top of that of F.
+    In addition to that of F.
 solver : {'direct', 'kronecker', 'dense', 'sample'}
-    'kronecker' has linear Gaussian policies with an exact F (eq. 20). 'dense' assembles F and takes its
+    'kronecker' is for linear Gaussian policies with an exact F (eq. 20). 'dense' assembles F and takes its
     Cholesky factor, for P <= 4096; without damping its eigenvalues, for P <= 512. 'sample' works
     with the Gram matrix of scores (eq. 28, 29), for damping > 0 and rank x N <= 4096. 'direct' is the one
-    that a cost model says is fastest.
+    that the cost model says is fastest.
 
 Without damping x is the shortest least-squares solution. Returns a CgResult: CONVERGED after 0
 iterations with the residual measured, or INDEFINITE and x = 0 where the damping does not stand out

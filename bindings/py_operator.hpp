@@ -69,8 +69,8 @@ inline py::object on_host(py::handle a) {
   return py::reinterpret_borrow<py::object>(a);
 }
 
-// `products` is how many may be asked for, which a Fisher plans for. Functions of Python are given arrays, or tensors like
-// `tensor`.
+// `products` is how many may be asked for, which a Fisher plans for. Functions of Python are given
+// arrays, or tensors like `tensor`.
 inline OperatorFromPython make_operator(py::handle a, Index n, const std::string& name,
                                         int products, const py::object& tensor = py::none()) {
   if (py::isinstance<PyFisher>(a)) {

@@ -657,3 +657,71 @@ def test_series_of_products_of_a_linear_gaussian_policy_are_the_oracles(exact, d
     want = p.oracle.fisher(p.theta, p.observations, weights) @ V + 0.2 * V
     exact("F @ V, linear Gaussian", dtype, auto @ V, want)
     assert not np.array_equal(auto @ V, passes @ V)
+
+
+# ---------------------------------------------------------------------------------- the cost model
+
+
+WAYS = ("passes", "adjoints", "closed_form", "kronecker", "dense", "sample", "factors")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_cost_is_the_sum_of_its_constants_and_of_matrix_products(way):
+    p = make_problem("gaussian", hidden=(), count=200)
+    fisher = core.Fisher(p.core, p.observations)
+    cost, terms = core.cost_model(fisher, way, 5)
+    assert terms
+    assert all(value > 0 and count > 0 for value, count in terms.values())
+    rest = cost - sum(value * count for value, count in terms.values())
+    if way == "sample":  # multiplies the cost of two products by a constant
+        _, products = core.cost_model(fisher, "adjoints", 2)
+        rest += sum(v * n for name, (v, n) in terms.items() if name in products)
+    assert rest >= -1e-9 * cost
+    assert core.cost_model(fisher, way, 6)[0] >= cost
+
+
+def test_the_cost_model_has_no_constant_that_counts_nowhere():
+    counted = set()
+    for name, hidden, count in (
+        ("gaussian", (), 200),
+        ("categorical", (9, 5), 200),
+        ("categorical", (64, 64), 20_000),
+    ):
+        p = make_problem(name, hidden=hidden, count=count)
+        fisher = core.Fisher(p.core, p.observations)
+        for way, damped in itertools.product(WAYS, (True, False)):
+            try:
+                counted |= set(core.cost_model(fisher, way, 5, damped)[1])
+            except ValueError:
+                continue
+    assert len(counted) == 44
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_automatic_products_take_the_way_whose_rows_cost_less(dtype):
+    p = make_problem("categorical", dtype=dtype, hidden=(40, 30), count=300)
+    V = np.random.default_rng(1).normal(size=(p.theta.size, 40))
+    made = {m: core.Fisher(p.core, p.observations, method=m) @ V for m in ("passes", "adjoints")}
+    auto = core.Fisher(p.core, p.observations)
+    costs = {m: core.cost_model(auto, m, 40)[0] for m in made}
+    np.testing.assert_array_equal(auto @ V, made[min(costs, key=costs.get)])
+
+
+@pytest.mark.parametrize("bad", ["closed_form", "kronecker", "sample", "cg"])
+def test_a_way_that_a_matrix_does_not_have_is_named(bad):
+    p = make_problem("categorical", count=5000)
+    with pytest.raises(ValueError, match="way: want"):
+        core.cost_model(core.Fisher(p.core, p.observations), bad)
+
+
+@pytest.mark.parametrize("distribution", ["categorical", "gaussian"])
+def test_plans_for_other_numbers_of_products_do_not_disturb_each_other(distribution):
+    p = make_problem(distribution, hidden=(40, 30), count=300)
+    v = np.random.default_rng(1).normal(size=p.theta.size)
+    alone = core.InnerSolver(core.Fisher(p.core, p.observations), 0.1, 5) @ v
+    single = core.Fisher(p.core, p.observations) @ v
+    fisher = core.Fisher(p.core, p.observations)
+    inner = core.InnerSolver(fisher, 0.1, 5)  # for many products, by adjoints
+    for _ in range(2):
+        np.testing.assert_array_equal(fisher @ v, single)  # by passes
+        np.testing.assert_array_equal(inner @ v, alone)

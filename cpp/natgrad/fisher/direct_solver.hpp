@@ -37,7 +37,7 @@ class DirectSolver {
                     double* x);
 
  private:
-  // What of theta belongs to one layer; the free outputs of J are one more, with no input but the bias.
+  // The part of theta that belongs to one layer; the free outputs of J are one more, with no input but the bias.
   struct Part {
     Index in, out;  // in: with the one of the bias
     Index weight, bias;
