@@ -13,6 +13,7 @@ matrix product of a layer, nothing for activations, distributions and vectors.
 import contextlib
 import csv
 import functools
+import importlib
 import itertools
 import json
 import os
@@ -21,10 +22,12 @@ import resource
 import statistics
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,13 +47,22 @@ __all__ = [
     "Shape",
     "WrongAnswerError",
     "bench",
+    "digits",
+    "headline",
     "machine",
+    "peers",
+    "preemptions",
     "quantiles",
     "require_close",
     "save",
+    "spread_of_time",
+    "table",
+    "undisturbed",
+    "using_threads",
 ]
 
 Doubles = NDArray[np.float64]
+T = TypeVar("T")
 
 MAX_KL, DAMPING, CG_ITERATIONS = 0.01, 0.1, 10  # of every update that is timed
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}  # relative, in the 2-norm, against NumPy in float64
@@ -407,6 +419,17 @@ def preemptions() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
+def undisturbed(rounds: Sequence[tuple[T, bool]], least: int) -> list[T]:
+    """The rounds that no other process disturbed; all of them if fewer than `least` remain.
+
+    Args:
+        rounds: what each has measured, and whether it had its cores to itself.
+        least: how many are needed.
+    """
+    kept = [found for found, alone in rounds if alone]
+    return kept if len(kept) >= least else [found for found, _ in rounds]
+
+
 @dataclass(frozen=True)
 class _Slots:
     """Seconds of a call and the peak in GFLOP/s around it, slot by slot."""
@@ -427,7 +450,7 @@ def _time(run: Callable[[], Any], dtype: "_core.DTypeName", seconds: float) -> _
         if taken >= SLOT:
             break
         calls = max(2 * calls, int(calls * 1.2 * SLOT / max(taken, 1e-7)))
-    slots: list[tuple[float, float, bool]] = []
+    slots: list[tuple[tuple[float, float], bool]] = []
     before, switches = _core.fma_peak(dtype, PEAK_SLOT), preemptions()
     end = time.perf_counter() + seconds
     while len(slots) < MIN_SLOTS or time.perf_counter() < end:
@@ -436,12 +459,11 @@ def _time(run: Callable[[], Any], dtype: "_core.DTypeName", seconds: float) -> _
             run()
         took = (time.perf_counter() - began) / calls
         after, now = _core.fma_peak(dtype, PEAK_SLOT), preemptions()
-        slots.append((took, (before + after) / 2, now == switches))
+        slots.append(((took, (before + after) / 2), now == switches))
         before, switches = after, now
-    kept = [slot for slot in slots if slot[2]]
-    if len(kept) < MIN_SLOTS:
-        kept = slots
-    return _Slots([k[0] for k in kept], [k[1] for k in kept], 1 - len(kept) / len(slots))
+    kept = undisturbed(slots, MIN_SLOTS)
+    times, peaks = zip(*kept, strict=True)
+    return _Slots(list(times), list(peaks), 1 - len(kept) / len(slots))
 
 
 def machine(dtype: "_core.DTypeName" = "float32") -> dict[str, Any]:
@@ -625,3 +647,41 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         return [*times, "", "", ""]
     low, high = row["of_peak_10"], row["of_peak_90"]
     return [*times, digits(row["gflops"]), f"{row['of_peak']:.3f}", f"{low:.3f} - {high:.3f}"]
+
+
+# Peers -------------------------------------------------------------------------------------------
+
+
+def peers(*folders: Path) -> ModuleType:
+    """The comparison with other libraries, which is in the repository and not in this package.
+
+    A checkout is a folder with `benchmarks/peers` and a pyproject.toml of the project natgrad. It is
+    looked for upwards from this package, where an editable install has it, and from the working
+    folder.
+
+    Args:
+        folders: where to look instead.
+
+    Raises:
+        ImportError: none of them is in a checkout.
+    """
+    for start in folders or (Path(__file__).resolve().parent, Path.cwd()):
+        for folder in (start, *start.parents):
+            if _is_checkout(folder):
+                if str(folder) not in sys.path:
+                    sys.path.insert(0, str(folder))
+                return importlib.import_module("benchmarks.peers.comparison")
+    raise ImportError(
+        "the programs of the peers are not part of the installed package: clone natgrad's "
+        "repository and run `natgrad bench peers` inside"
+    )
+
+
+def _is_checkout(folder: Path) -> bool:
+    if not (folder / "benchmarks" / "peers").is_dir():
+        return False
+    try:
+        project = tomllib.loads((folder / "pyproject.toml").read_text()).get("project", {})
+    except (OSError, ValueError):
+        return False
+    return bool(project.get("name") == "natgrad")
