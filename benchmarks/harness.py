@@ -37,7 +37,7 @@ Job = TypeVar("Job")
 _OPTIONS: dict[str, dict[str, Any]] = {
     "threads": {"type": int, "metavar": "N", "help": "number of threads, the same for everybody"},
     "dtype": {"choices": ("float32", "float64"), "help": "type of the networks' parameters"},
-    "rounds": {"type": int, "metavar": "N", "help": "number of rounds; everybody has a turn in each"},
+    "rounds": {"type": int, "metavar": "N", "help": "number of rounds, each a turn of everybody"},
     "seconds": {"type": float, "metavar": "X", "help": "time to spend on each row"},
     "seeds": {"type": int, "metavar": "N", "help": "number of seeds: 0, 1, ..., N - 1"},
     "jobs": {"type": int, "metavar": "N", "help": "number of runs at a time"},

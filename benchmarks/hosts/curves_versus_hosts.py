@@ -1,7 +1,7 @@
 """Learning curves of the hosts' algorithms and of the drop-in classes: do they overlap?
 
     pip install 'natgrad[sb3,tianshou,mujoco,plot]' scipy
-    python benchmarks/curves_versus_hosts.py --output curves.csv --picture curves.png
+    python -m benchmarks.hosts.curves_versus_hosts --picture curves.png
 
 Five seeds each of CartPole-v1, Pendulum-v1 and HalfCheetah-v5, equal seeds and settings on both
 sides: sb3-contrib's defaults; for tianshou those of its MuJoCo examples, with four environments,
@@ -11,44 +11,47 @@ ended in each tenth of the training.
 The test: for each seed the area under the curve; Welch's two-sided t test on the five areas of
 either side. The curves of a row overlap unless p < 0.05 / 9: nine comparisons, and one chance in
 twenty that any of nine equal pairs is called different. The table has the 95 % interval of the
-difference too, for five seeds see only differences of about its width.
+difference too, because five seeds show only differences of about its width.
 
-One thread. Every training adds a line to the file, and what is in the file is not trained again.
+Everything runs on one thread. Every training adds a row to the CSV file, and what has a row is not
+trained again.
 """
 
-import argparse
-import csv
-import os
+import itertools
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
-import sb3_contrib
-import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from scipy import stats
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
-from tianshou import algorithm as tianshou
-from tianshou.algorithm.algorithm_base import policy_within_training_step
-from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
-from tianshou.algorithm.optim import AdamOptimizerFactory
-from tianshou.data import Collector, VectorReplayBuffer
-from tianshou.env import DummyVectorEnv
-from tianshou.utils.net.common import Net
-from tianshou.utils.net.continuous import ContinuousActorProbabilistic, ContinuousCritic
-from tianshou.utils.net.discrete import DiscreteActor, DiscreteCritic
-from torch import nn
-from torch.distributions import Categorical, Independent, Normal
 
 import natgrad
-import natgrad.sb3
-import natgrad.tianshou
-from natgrad.agents.statistics import bootstrap_interval, interquartile_mean
+from benchmarks import harness, pictures
+
+with harness.needs("natgrad[sb3,tianshou,mujoco,plot,optimize]"):
+    import sb3_contrib
+    import torch
+    from scipy import stats
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+    from tianshou import algorithm as tianshou
+    from tianshou.algorithm.algorithm_base import policy_within_training_step
+    from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
+    from tianshou.algorithm.optim import AdamOptimizerFactory
+    from tianshou.data import Collector, VectorReplayBuffer
+    from tianshou.env import DummyVectorEnv
+    from tianshou.utils.net.common import Net
+    from tianshou.utils.net.continuous import ContinuousActorProbabilistic, ContinuousCritic
+    from tianshou.utils.net.discrete import DiscreteActor, DiscreteCritic
+    from torch import nn
+    from torch.distributions import Categorical, Independent, Normal
+
+    import natgrad.sb3
+    import natgrad.tianshou
 
 STEPS = {"CartPole-v1": 50_000, "Pendulum-v1": 100_000, "HalfCheetah-v5": 100_000}
 PARTS = 10
@@ -58,6 +61,8 @@ ALGORITHMS = {
     "tianshou NPG": (tianshou.NPG, natgrad.tianshou.NPG),
 }
 SIDES = ("host", "natgrad")
+KEYS = ("task", "algorithm", "side", "seed")
+COLUMNS = [f"part_{k}" for k in range(PARTS)]
 Episodes = list[tuple[int, float]]  # steps so far, return
 
 
@@ -159,60 +164,30 @@ def curve(episodes: Episodes, steps: int) -> list[float]:
     return [float(mean) for mean in np.interp(range(PARTS), found, means)]
 
 
-def read(path: Path) -> dict[tuple[str, str, str, int], NDArray[np.float64]]:
-    """Curves by task, algorithm, side and seed."""
-    with path.open(newline="") as file:
-        return {
-            (row["task"], row["algorithm"], row["side"], int(row["seed"])): np.array(
-                [float(row[f"part_{k}"]) for k in range(PARTS)]
-            )
-            for row in csv.DictReader(file)
-        }
+def train(job: tuple[str, str, str, int], length: float) -> list[harness.Row]:
+    """The row of one training."""
+    task, algorithm, side, seed = job
+    run: Callable[..., Episodes] = train_sb3 if algorithm.startswith("sb3") else train_tianshou
+    steps = int(length * STEPS[task])
+    means = curve(run(ALGORITHMS[algorithm][SIDES.index(side)], task, steps, seed), steps)
+    parts = {name: f"{mean:.2f}" for name, mean in zip(COLUMNS, means, strict=True)}
+    return [dict(zip(KEYS, job, strict=True)) | parts]
 
 
-def train(path: Path, tasks: list[str], algorithms: list[str], seeds: int) -> None:
-    """Adds to the file what is not in it yet."""
-    if not path.exists():
-        path.write_text(
-            ",".join(["task", "algorithm", "side", "seed", *(f"part_{k}" for k in range(PARTS))])
-            + os.linesep
-        )
-    done = read(path)
-    for seed in range(seeds):
-        for task in tasks:
-            for algorithm in algorithms:
-                run: Callable[..., Episodes] = (
-                    train_sb3 if algorithm.startswith("sb3") else train_tianshou
-                )
-                for side, cls in zip(SIDES, ALGORITHMS[algorithm], strict=True):
-                    if (task, algorithm, side, seed) in done:
-                        continue
-                    means = curve(run(cls, task, STEPS[task], seed), STEPS[task])
-                    with path.open("a", newline="") as file:
-                        csv.writer(file).writerow(
-                            [task, algorithm, side, seed, *(f"{mean:.2f}" for mean in means)]
-                        )
-
-
-def runs(curves: dict[Any, Any], task: str, algorithm: str, side: str) -> NDArray[np.float64]:
+def runs(rows: list[harness.Row], task: str, algorithm: str, side: str) -> NDArray[np.float64]:
     """(seeds, PARTS) mean returns."""
-    return np.array(
-        [
-            values
-            for key, values in sorted(curves.items(), key=lambda item: item[0][3])
-            if key[:3] == (task, algorithm, side)
-        ]
-    )
+    mine = [r for r in rows if (r["task"], r["algorithm"], r["side"]) == (task, algorithm, side)]
+    mine.sort(key=lambda row: int(row["seed"]))
+    return np.array([[float(row[name]) for name in COLUMNS] for row in mine])
 
 
-def compare(path: Path) -> None:
-    """A table of verdicts."""
-    curves = read(path)
-    pairs = sorted({key[:2] for key in curves})
+def compare(rows: list[harness.Row]) -> None:
+    """Prints the table of verdicts."""
+    pairs = sorted({(row["task"], row["algorithm"]) for row in rows})
     print("| task | algorithm | seeds | host | natgrad | difference (95 %) | p | curves |")
     print("|---" * 8 + "|")
     for task, algorithm in pairs:
-        host, ours = (runs(curves, task, algorithm, side).mean(axis=1) for side in SIDES)
+        host, ours = (runs(rows, task, algorithm, side).mean(axis=1) for side in SIDES)
         test = stats.ttest_ind(ours, host, equal_var=False)
         low, high = test.confidence_interval(0.95)
         verdict = "overlap" if test.pvalue >= 0.05 / len(pairs) else "differ"
@@ -222,50 +197,52 @@ def compare(path: Path) -> None:
         )
 
 
-def draw(path: Path, picture: Path) -> None:
-    """Interquartile means over seeds with 95 % bootstrap intervals, one panel a pair."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
-
-    curves = read(path)
-    figure = Figure(figsize=(11, 8), layout="constrained")
-    FigureCanvasAgg(figure)
+def draw(rows: list[harness.Row], path: Path) -> None:
+    """Draws a panel for each task and algorithm."""
+    figure = pictures.figure(11, 8)
     grid = figure.subplots(len(ALGORITHMS), len(STEPS), sharex="col", sharey="col")
-    for row, algorithm in zip(grid, ALGORITHMS, strict=True):
-        for axis, (task, steps) in zip(row, STEPS.items(), strict=True):
-            x = steps * (np.arange(PARTS) + 0.5) / PARTS
+    for line, algorithm in zip(grid, ALGORITHMS, strict=True):
+        for axis, (task, steps) in zip(line, STEPS.items(), strict=True):
             for color, side in enumerate(SIDES):
-                values = runs(curves, task, algorithm, side).T
-                style = {"color": f"C{color}"}
-                axis.plot(x, interquartile_mean(values), label=side, linewidth=2, **style)
-                axis.fill_between(x, *bootstrap_interval([values]), alpha=0.2, **style, linewidth=0)
-            axis.set_title(f"{algorithm}, {task}", fontsize=10)
-            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-            axis.grid(alpha=0.3)
-        row[0].set_ylabel("return of episodes")
+                curves = runs(rows, task, algorithm, side)
+                if len(curves):
+                    pictures.learning_curve(axis, steps, list(curves), f"C{color}", side)
+            pictures.finish_curves(axis, f"{algorithm}, {task}")
+        line[0].set_ylabel("return of episodes")
     for axis in grid[-1]:
         axis.set_xlabel("environment steps")
     grid[0, 0].legend(frameon=False)
-    figure.savefig(picture, dpi=100)
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
     """Trains what is missing, then compares and draws."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", nargs="+", choices=STEPS, default=list(STEPS))
-    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--output", type=Path, required=True, help="CSV file, read and added to")
-    parser.add_argument("--picture", type=Path, help="PNG of what is in the file")
-    options = parser.parse_args()
+    parser = harness.parser(
+        __doc__,
+        seeds=5,
+        length=1.0,
+        output=harness.RESULTS / "curves_versus_hosts.csv",
+        picture=None,
+    )
+    parser.add_argument(
+        "--task", nargs="+", choices=STEPS, default=list(STEPS), help="environments"
+    )
+    parser.add_argument(
+        "--algorithm", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS), metavar="NAME",
+        help=f"of {', '.join(ALGORITHMS)}",
+    )  # fmt: skip
+    quick = {"seeds": 2, "length": 0.1, "output": None, "task": ["CartPole-v1"]}
+    options = harness.parse(parser, quick)
     torch.set_num_threads(1)
     natgrad.set_num_threads(1)
     warnings.simplefilter("ignore")
-    train(options.output, options.tasks, options.algorithms, options.seeds)
-    compare(options.output)
-    if options.picture:
-        draw(options.output, options.picture)
+    study = harness.Study(options.output, KEYS, COLUMNS)
+    jobs = itertools.product(range(options.seeds), options.task, options.algorithm, SIDES)
+    todo = study.missing((task, algorithm, side, seed) for seed, task, algorithm, side in jobs)
+    study.run(todo, partial(train, length=options.length))
+    compare(study.rows)
+    if options.picture is not None:
+        draw(study.rows, options.picture)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 """A host's own tests against the drop-in class, with nothing changed but the import.
 
     git clone https://github.com/Stable-Baselines-Team/stable-baselines3-contrib
-    python benchmarks/host_tests.py sb3 stable-baselines3-contrib
+    python -m benchmarks.hosts.host_tests sb3 stable-baselines3-contrib
     git clone https://github.com/thu-ml/tianshou
-    python benchmarks/host_tests.py tianshou tianshou
+    python -m benchmarks.hosts.host_tests tianshou tianshou
 
-The tests are copied to a temporary folder; behind the import of the host's class a line is added
-that imports natgrad's of the same name, and pytest runs the tests that mention the class. `--host`
-leaves the imports alone, for comparison. The checkout should be of the version that is installed;
-what these tests import must be too (tensorboard, pygame, ...). Further arguments go to pytest.
+The tests are copied to a temporary folder; after the import of the host's class a line is added
+that imports natgrad's class of the same name, and pytest runs the tests that mention the class.
+`--host` leaves the imports alone, for comparison. The checkout should be of the version that is
+installed, and so must be what these tests import (tensorboard, pygame, ...). Further arguments go
+to pytest.
 """
 
-import argparse
 import os
 import re
 import shutil
@@ -21,15 +21,17 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import harness
+
 
 @dataclass(frozen=True)
 class Host:
-    """Where a host keeps its tests, and what is added to them.
+    """Where a host keeps its tests, and which lines are added to them.
 
     Attributes:
         folder: within the checkout.
-        edits: by file, the import of the host's class (a regular expression) and ours.
-        select: pytest's -k.
+        edits: for each file the import of the host's class (a regular expression) and ours.
+        select: the expression for pytest's -k.
     """
 
     folder: str
@@ -68,10 +70,10 @@ HOSTS = {
 
 def main() -> int:
     """Copies, edits and runs; returns pytest's exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=HOSTS)
-    parser.add_argument("checkout", type=Path, help="of the host's repository")
-    parser.add_argument("--host", action="store_true", help="its own classes, for comparison")
+    parser = harness.parser(__doc__)
+    parser.add_argument("name", choices=HOSTS, help="the host")
+    parser.add_argument("checkout", type=Path, help="folder of the host's repository")
+    parser.add_argument("--host", action="store_true", help="test its own classes, for comparison")
     options, rest = parser.parse_known_args()
     host = HOSTS[options.name]
     with tempfile.TemporaryDirectory() as temporary:

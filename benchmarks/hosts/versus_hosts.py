@@ -1,50 +1,46 @@
 """The drop-in classes against their hosts: whole updates, and training end to end, in turn.
 
-    pip install 'natgrad[sb3,tianshou,mujoco]' && python benchmarks/versus_hosts.py
+    pip install 'natgrad[sb3,tianshou,mujoco]' && python -m benchmarks.hosts.versus_hosts
 
 17-64-64-6 tanh and 2048 observations, as for HalfCheetah-v5, with the hosts' defaults. Host and
-drop-in get the same weights and the same rollout before each turn, so both make the same update,
-and before anything is timed that is checked. 'policy' is the update without a critic (tianshou's
-has a critic of a single number, for it wants one); 'train()' and 'update' have the host's own
-critic in them, which is the same code for both; 'learn()' collects too. One round times everybody
-once, after a pause in which idle threads come to rest; figures are medians over rounds, and ratios
+drop-in get the same weights and the same rollout before each turn, so both make the same update;
+that is checked before anything is timed. 'policy' is the update without a critic (tianshou's, which
+requires one, has a critic of a single number); 'train()' and 'update' include the host's own
+critic, which is the same code for both; 'learn()' collects too. One round times everybody once,
+after a pause in which idle threads come to rest; figures are medians over rounds, and ratios are
 medians of the rounds' ratios. 'Softplus' is a policy that the core cannot read.
 """
 
-import argparse
 import copy
-import csv
-import platform
+import functools
 import statistics
-import sys
-import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sb3_contrib
-import tianshou.algorithm
-import torch
 from gymnasium import spaces
-from stable_baselines3.common.logger import configure
-from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
-from tianshou.algorithm.optim import AdamOptimizerFactory
-from tianshou.data import Batch
-from tianshou.utils.net.common import Net
-from tianshou.utils.net.continuous import ContinuousActorProbabilistic, ContinuousCritic
-from torch.distributions import Independent, Normal
 
-import natgrad
-import natgrad.sb3
-import natgrad.tianshou
+from benchmarks import harness
+
+with harness.needs("natgrad[sb3,tianshou,mujoco]"):
+    import sb3_contrib
+    import tianshou.algorithm
+    import torch
+    from stable_baselines3.common.logger import configure
+    from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
+    from tianshou.algorithm.optim import AdamOptimizerFactory
+    from tianshou.data import Batch
+    from tianshou.utils.net.common import Net
+    from tianshou.utils.net.continuous import ContinuousActorProbabilistic, ContinuousCritic
+    from torch.distributions import Independent, Normal
+
+    import natgrad.sb3
+    import natgrad.tianshou
 
 TASK, SIZES, ROWS = "HalfCheetah-v5", (17, 64, 64, 6), 2048
-PAUSE = 0.05  # seconds, for idle OpenMP threads of torch to stop spinning
 
-# One side of a comparison: brings itself back to the start, then runs.
+# One side of a comparison: goes back to the start, then runs.
 Side = tuple[Callable[[], None], Callable[[], Any]]
 
 
@@ -57,7 +53,7 @@ def _restore(module: Any, state: dict[str, Any]) -> Callable[[], None]:
 
 
 def _agree(name: str, sides: dict[str, tuple[Side, Any]], tolerance: float) -> None:
-    """Both sides' steps from the same start; or an end to everything."""
+    """Compares the steps of both sides from the same start; ends the program if they differ."""
     steps = []
     for (prepare, run), module in sides.values():
         prepare()
@@ -112,7 +108,7 @@ def sb3_train(
 
 
 def sb3_learn(updates: int) -> dict[str, tuple[Side, Any]]:
-    """learn() for some updates, going on where the last turn stopped."""
+    """learn() for some updates, from where the last turn stopped."""
     sides: dict[str, tuple[Side, Any]] = {}
     for name, model in sb3_models(10).items():
 
@@ -127,7 +123,7 @@ def sb3_learn(updates: int) -> dict[str, tuple[Side, Any]]:
 
 
 class Number(torch.nn.Module):  # type: ignore[misc]
-    """The least that passes for a critic."""
+    """The smallest critic: one number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,35 +183,21 @@ def tianshou_sides(name: str, critic_iterations: int, damping: float = 0.1) -> d
 # In turn -----------------------------------------------------------------------------------------
 
 
-def take_turns(sides: dict[str, tuple[Side, Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side in each round."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds + 2):
-        for name, ((prepare, run), _) in sides.items():
-            prepare()
-            time.sleep(PAUSE)
-            began = time.perf_counter()
-            run()
-            if turn >= 2:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+def turn(side: Side) -> float:
+    """Seconds of one run from the start."""
+    prepare, run = side
+    prepare()
+    return harness.timed(run, harness.PAUSE)
 
 
 def main() -> None:
     """Checks, measures, prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="CSV file")
-    options = parser.parse_args()
+    parser = harness.parser(__doc__, rounds=15, threads=2, output=None)
+    options = harness.parse(parser, {"rounds": 1, "threads": 1})
     torch.set_num_threads(options.threads)
-    natgrad.set_num_threads(options.threads)
     warnings.simplefilter("ignore")  # of hosts about their own defaults
-    hosts = ("sb3-contrib", "stable-baselines3", "tianshou", "torch", "numpy")
-    print(f"{platform.processor() or platform.machine()}, {options.threads} threads, ", end="")
-    print(
-        ", ".join(f"{name} {version(name)}" for name in hosts), f"Python {sys.version.split()[0]}"
-    )
+    libraries = ("sb3-contrib", "stable-baselines3", "tianshou", "torch")
+    harness.announce(libraries=libraries)
 
     # The hosts' conjugate gradients start from noise or stop early: compare where they converge.
     _agree("sb3-contrib TRPO", sb3_train(0, iterations=40), 5e-3)
@@ -231,26 +213,26 @@ def main() -> None:
             options.rounds,
         ),
         "sb3-contrib TRPO: train()": (sb3_train(10), options.rounds),
-        "sb3-contrib TRPO: learn(), 1 update": (sb3_learn(1), max(3, options.rounds // 3)),
+        "sb3-contrib TRPO: learn(), 1 update": (sb3_learn(1), max(1, options.rounds // 3)),
         "tianshou NPG: policy": (tianshou_sides("NPG", 0), options.rounds),
         "tianshou TRPO: policy": (tianshou_sides("TRPO", 0), options.rounds),
         "tianshou TRPO: update": (tianshou_sides("TRPO", 5), options.rounds),
     }
     print(f"\n| what | host | natgrad | ratio |\n{'|---' * 4}|")
-    rows = []
+    rows: list[harness.Row] = []
     for name, (sides, rounds) in comparisons.items():
-        seconds = take_turns(sides, rounds)
-        ratio = statistics.median(
-            a / b for a, b in zip(seconds["host"], seconds["natgrad"], strict=True)
-        )
+        turns = {side: functools.partial(turn, calls) for side, (calls, _) in sides.items()}
+        seconds = harness.take_turns(turns, rounds=rounds, warm=2)
+        ratio = statistics.median(harness.ratios(seconds["host"], seconds["natgrad"]))
         host, ours = (1e3 * statistics.median(seconds[side]) for side in ("host", "natgrad"))
         print(f"| {name} | {host:.1f} ms | {ours:.1f} ms | {ratio:.1f} |", flush=True)
-        rows.append((name, options.threads, rounds, f"{host:.3f}", f"{ours:.3f}", f"{ratio:.2f}"))
-    if options.output:
-        with options.output.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("what", "threads", "rounds", "host_ms", "natgrad_ms", "ratio"))
-            writer.writerows(rows)
+        rows.append(
+            {
+                "what": name, "threads": options.threads, "rounds": rounds,
+                "host_ms": f"{host:.3f}", "natgrad_ms": f"{ours:.3f}", "ratio": f"{ratio:.2f}",
+            }
+        )  # fmt: skip
+    harness.write_rows(options.output, rows)
 
 
 if __name__ == "__main__":

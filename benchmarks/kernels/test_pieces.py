@@ -1,4 +1,4 @@
-"""Microbenchmarks of every public piece; `pytest benchmarks/ --benchmark-only`.
+"""Microbenchmarks of every public piece: `pytest benchmarks/ --benchmark-only`.
 
 Each checks its answer before it is timed. Names are stable, so that pytest-benchmark's own
 comparison and JSON export work from one commit to the next. Problems: S1 is a CartPole policy, S2 a
@@ -42,7 +42,7 @@ def test_forward(benchmark: Benchmark, problem: Problem) -> None:
 
 
 def test_gradient(benchmark: Benchmark, problem: Problem) -> None:
-    """The score, weighted with advantages."""
+    """The gradient of the surrogate: scores weighted with advantages."""
     run_piece(benchmark, problem, "gradient")
 
 
