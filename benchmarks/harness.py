@@ -29,6 +29,7 @@ PAUSE = 0.05  # seconds before a turn, in which idle OpenMP threads of torch sto
 
 Row = dict[str, Any]
 T = TypeVar("T")
+K = TypeVar("K")
 Job = TypeVar("Job")
 
 
@@ -170,8 +171,8 @@ def timed(run: Callable[[], object], pause: float = 0.0) -> float:
 
 
 def take_turns(
-    contenders: Mapping[str, Callable[[], T]], *, rounds: int, seconds: float = 0.0, warm: int = 0
-) -> dict[str, list[T]]:
+    contenders: Mapping[K, Callable[[], T]], *, rounds: int, seconds: float = 0.0, warm: int = 0
+) -> dict[K, list[T]]:
     """Lets everybody measure itself once a round, so that ratios compare neighbours in time.
 
     Rounds in which another process got our core are dropped, as long as `rounds` of them remain.

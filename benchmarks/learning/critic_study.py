@@ -1,30 +1,30 @@
 """Which fit of the critic predicts returns best? Gauss-Newton against minibatch Adam.
 
-    python benchmarks/critic_study.py [--seeds 8] [--output benchmarks/results/critic_study.csv]
+    python -m benchmarks.learning.critic_study [--seeds 8] [--output FILE]
 
 A TRPO agent with the defaults learns each task for 30 rollouts, which are recorded. Every fit then
 follows the same rollouts with a critic of its own, from the same initial parameters: it predicts a
 rollout that it has not seen, takes its lambda returns as targets, and fits them. That pairs the
 fits; returns of trained agents differ more between seeds than between fits.
 
-Printed is how much of the variance a critic explains of rollouts not yet seen: of discounted
-rewards, for steps whose episode terminates in the rollout or that have at least 600 more to come,
-and of its own targets; and the standard deviation of its values in units of that of discounted
-rewards. Own targets flatter a critic whose values hardly differ, since they are made of them.
-Median over a run, mean over seeds, and the difference from the default with its standard error.
+The tables show which fraction of the variance of rollouts not yet seen a critic explains: of
+discounted rewards, for steps whose episode terminates in the rollout or that have at least 600 more
+to come, and of its own targets. They also show the standard deviation of its values in units of
+that of discounted rewards, because own targets flatter a critic whose values hardly differ. Figures
+are medians over a run and means over seeds; in brackets are the difference from the default and its
+standard error. Runs that have a row in the output are not made again.
 """
 
-import argparse
-import csv
+import functools
+import itertools
 import statistics
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 import natgrad
+from benchmarks import harness
 
 TASKS = {"HalfCheetah-v5": 2000, "Hopper-v5": 2048, "CartPole-v1": 2048,
          "LunarLanderContinuous-v3": 2048}  # fmt: skip
@@ -44,7 +44,7 @@ FITS: dict[str, tuple[type, dict[str, Any]]] = {
     "adam, 10 epochs of 64": (ADAM, {}),
     "adam, 20 epochs of 128": (ADAM, {"epochs": 20, "minibatch_size": 128}),
 }
-COLUMNS = ["task", "fit", "seed", "targets", "rewards", "spread"]
+KEYS, COLUMNS = ("task", "fit", "seed"), ("targets", "rewards", "spread")
 
 
 class Recorder:
@@ -62,17 +62,20 @@ class Recorder:
         return self._advantages(rollout)
 
 
-def record(task: str, seed: int) -> tuple[natgrad.ValueFunction, list[tuple[Any, Any]]]:
+@functools.lru_cache(maxsize=1)  # every fit of a task and seed follows the same rollouts
+def record(
+    task: str, seed: int, rollouts: int
+) -> tuple[natgrad.ValueFunction, list[tuple[Any, Any]]]:
     """A critic that has seen nothing, and the rollouts of a run with their normalisers."""
     agent = natgrad.TRPO(task, natgrad.TRPOConfig(seed=seed, batch_size=TASKS[task]))
     critic, recorder = agent.critic.copy(), Recorder(agent)
-    agent.learn(ROLLOUTS * TASKS[task])
+    agent.learn(rollouts * TASKS[task])
     agent.close()
     return critic, recorder.rollouts
 
 
 def explained(values: NDArray[Any], truth: NDArray[Any]) -> float:
-    """1 - Var(truth - values) / Var(truth); NaN where there is too little to explain."""
+    """1 - Var(truth - values) / Var(truth); NaN if there is too little to explain."""
     if len(truth) < 50 or np.var(truth) < 1e-12:
         return float("nan")
     return float(1 - np.var(truth - values) / np.var(truth))
@@ -92,8 +95,8 @@ def discounted(rollout: Any) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def follow(critic: natgrad.ValueFunction, fit: Any, rollouts: list[tuple[Any, Any]]) -> list[float]:
-    """What the critic explains of targets and rewards before it fits them, and the spread of its
-    values in units of that of the rewards: medians of the run."""
+    """Medians over a run of the explained variance of targets and rewards before they are fitted,
+    and of the spread of values in units of that of the rewards."""
     found = []
     for rollout, normalizer in rollouts:
         critic.set_normalizer(*normalizer)
@@ -119,14 +122,14 @@ def follow(critic: natgrad.ValueFunction, fit: Any, rollouts: list[tuple[Any, An
             spread = float(np.std(before[complete]) / np.std(truth[complete]))
         found.append([explained(before, targets[:, 0]), known, spread])
         fit(critic, observations[:-1], targets[:, 0])
-    columns = np.array(found[1:]).T  # nobody knows anything of the first
+    columns = np.array(found[1:]).T  # the first critic has fitted nothing
     return [
         float(np.nanmedian(column)) if np.isfinite(column).any() else float("nan")
         for column in columns
     ]
 
 
-def summarise(rows: list[dict[str, Any]]) -> None:
+def summarise(rows: list[harness.Row]) -> None:
     """Prints a table for each column: means over seeds, and differences from the default."""
 
     def of(task: str, fit: str, column: str) -> dict[int, float]:
@@ -136,7 +139,7 @@ def summarise(rows: list[dict[str, Any]]) -> None:
     def cell(task: str, fit: str, column: str) -> str:
         values, default = of(task, fit, column), of(task, "default", column)
         if not values or not np.isfinite(list(values.values())).all():
-            return "–"  # no step has known rewards ahead
+            return "–"  # no step's rewards ahead are known
         text = f"{statistics.mean(values.values()):.3f}"
         apart = [values[seed] - default[seed] for seed in values if seed in default]
         if fit == "default" or len(apart) < 2:
@@ -150,34 +153,30 @@ def summarise(rows: list[dict[str, Any]]) -> None:
             print(f"| {fit} | {' | '.join(cell(task, fit, column) for task in TASKS)} |")
 
 
+def run(job: tuple[str, str, int], rollouts: int) -> list[harness.Row]:
+    """The row of one fit."""
+    task, fit, seed = job
+    critic, recorded = record(task, seed, rollouts)
+    kind, chosen = FITS[fit]
+    found = follow(critic.copy(), kind(**chosen), recorded)
+    values = (round(value, 4) for value in found)
+    return [dict(zip(KEYS, job, strict=True)) | dict(zip(COLUMNS, values, strict=True))]
+
+
 def main() -> None:
-    """Runs the study; rows that the output holds already are not run again."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/critic_study.csv"))
-    options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    if options.output.exists():
-        with options.output.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    done = {(row["task"], row["fit"], int(row["seed"])) for row in rows}
-    runs = [(seed, task) for seed in range(options.seeds) for task in TASKS]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    for seed, task in tqdm(runs, unit="run", disable=None):
-        todo = [fit for fit in FITS if (task, fit, seed) not in done]
-        if not todo:
-            continue
-        critic, rollouts = record(task, seed)
-        for fit in todo:
-            kind, chosen = FITS[fit]
-            found = follow(critic.copy(), kind(**chosen), rollouts)
-            row = [task, fit, seed, *(round(value, 4) for value in found)]
-            rows.append(dict(zip(COLUMNS, row, strict=True)))
-        with options.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-    summarise(rows)
+    """Runs what is not in the output yet, then prints the tables."""
+    parser = harness.parser(__doc__, seeds=8, output=harness.RESULTS / "critic_study.csv")
+    parser.add_argument(
+        "--task", nargs="+", choices=TASKS, default=list(TASKS), help="environments"
+    )
+    parser.add_argument("--rollouts", type=int, default=ROLLOUTS, help="of a run")
+    quick = {"seeds": 1, "task": ["CartPole-v1"], "rollouts": 3, "output": None}
+    options = harness.parse(parser, quick)
+    study = harness.Study(options.output, KEYS, COLUMNS)
+    jobs = itertools.product(range(options.seeds), options.task, FITS)
+    todo = study.missing((task, fit, seed) for seed, task, fit in jobs)
+    study.run(todo, functools.partial(run, rollouts=options.rollouts))
+    summarise(study.rows)
 
 
 if __name__ == "__main__":

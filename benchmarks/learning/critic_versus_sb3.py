@@ -1,37 +1,39 @@
 """The critic's fit against ten epochs of minibatch Adam, as sb3-contrib's TRPO fits its own.
 
-    pip install sb3-contrib 'gymnasium[mujoco]' && python benchmarks/critic_versus_sb3.py
+    pip install 'natgrad[sb3,mujoco]' && python -m benchmarks.learning.critic_versus_sb3
 
 A policy learns HalfCheetah-v5 with natgrad's defaults, in rollouts of two whole episodes. Two
 critics of 64-64 tanh follow on the same normalised observations: natgrad's, fitted by its default,
 and sb3-contrib's network with its optimiser, minibatches of 128 and epochs. Each fits targets by
 its own values (lambda returns), as in training. Fits and policy updates are timed in turn.
 
-Before it fits a rollout, each predicts it, unseen. How well is measured twice: against its targets,
-as both libraries log it, and against the discounted sum of the rewards to the end of the episode,
-for the steps with at least 300 more to come. The latter holds the noise of all actions to come and
-leaves less to explain, but the truth is the same for both.
+Each critic predicts a rollout before it fits it. The prediction is compared with its targets, as
+both libraries log it, and with the discounted sum of the rewards to the end of the episode, for the
+steps with at least 300 more to come. These sums hold the noise of all actions to come and leave
+less to explain, but they are the same for both critics.
 """
 
-import argparse
 import statistics
-import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import sb3_contrib
-import torch
 from numpy.typing import NDArray
 
 import natgrad
+from benchmarks import harness
+from natgrad import bench
 from natgrad.rollouts.normalization import RunningMoments
+
+with harness.needs("natgrad[sb3,mujoco]"):
+    import sb3_contrib
+    import torch
 
 TASK = "HalfCheetah-v5"
 EPISODE, EPISODES = 1000, 2
 AHEAD = 300  # steps; 0.99^300 is 5 %
 GAMMA, LAMBDA = 0.99, 0.95
-PAUSE = 0.05  # seconds before each timing, for idle OpenMP threads of torch to stop spinning
 
 
 class Theirs:
@@ -64,7 +66,7 @@ class Theirs:
                 model.policy.optimizer.step()
 
     def check(self, rows: NDArray[Any]) -> None:
-        """Its network at its parameters is a natgrad.ValueFunction at the same ones."""
+        """Compares its values with those of a natgrad.ValueFunction with the same parameters."""
         net = self.model.policy.mlp_extractor.value_net
         tensors = [
             tensor
@@ -95,16 +97,14 @@ def discounted(rewards: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(sums.ravel())
 
 
-def timed(action: Any) -> tuple[float, Any]:
-    """Seconds and result, after a pause."""
-    time.sleep(PAUSE)
-    began = time.perf_counter()
-    result = action()
-    return time.perf_counter() - began, result
+def timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    """Seconds and result of a call, after a pause."""
+    results: list[Any] = []
+    return harness.timed(lambda: results.append(call(*arguments)), harness.PAUSE), results[0]
 
 
 def follow(seed: int, rollouts: int) -> list[dict[str, float]]:
-    """One run: what each rollout took and showed."""
+    """One run: seconds and explained variances for each rollout."""
     environments = natgrad.Environments(TASK, seed=seed)
     policy = natgrad.Policy.for_spaces(
         environments.observation_space, environments.action_space, seed=seed
@@ -142,9 +142,9 @@ def follow(seed: int, rollouts: int) -> list[dict[str, float]]:
         batch = natgrad.Batch(
             observations, rollout.actions[:, 0], (advantages - advantages.mean()) / advantages.std()
         )
-        update_s, report = timed(lambda batch=batch: update(policy, batch))
-        ours_s, fitted = timed(lambda o=observations, r=returns: fit(critic, o, r))
-        theirs_s, _ = timed(lambda rows=rows, r=their_returns: theirs.fit(rows[:-1], r))
+        update_s, report = timed(update, policy, batch)
+        ours_s, fitted = timed(fit, critic, observations, returns)
+        theirs_s, _ = timed(theirs.fit, rows[:-1], their_returns)
         if not fitted.accepted or not np.isfinite(report.kl):
             raise SystemExit(f"a fit or an update failed: {fitted.message}; {report.message}")
         found.append(
@@ -167,28 +167,19 @@ def follow(seed: int, rollouts: int) -> list[dict[str, float]]:
 
 def main() -> None:
     """Follows some runs and prints medians, spread and verdicts."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rollouts", type=int, default=25)
-    parser.add_argument("--threads", type=int, default=2, help="of natgrad")
-    parser.add_argument("--torch-threads", type=int, default=1)
-    options = parser.parse_args()
-    natgrad.set_num_threads(options.threads)
+    parser = harness.parser(__doc__, threads=2, seeds=5)
+    parser.add_argument("--torch-threads", type=int, default=1, help="number of torch's threads")
+    parser.add_argument("--rollouts", type=int, default=25, help="of a run")
+    options = harness.parse(parser, {"seeds": 2, "rollouts": 3, "threads": 1})
     torch.set_num_threads(options.torch_threads)
+    harness.announce(libraries=("sb3-contrib", "torch"))
+    print(f"{options.torch_threads} thread(s) of torch; {EPISODE * EPISODES} steps")
     runs = [follow(seed, options.rollouts) for seed in range(options.seeds)]
     rows = [row for run in runs for row in run[1:]]  # the first call allocates
-    print(
-        f"natgrad {natgrad.show_config()['isa']}, {options.threads} threads; sb3-contrib "
-        f"{sb3_contrib.__version__}, torch {torch.__version__}, {options.torch_threads} thread(s); "
-        f"{EPISODE * EPISODES} steps, float32"
-    )
 
     def line(name: str, values: list[float], unit: str, wanted: str) -> None:
-        tenths = statistics.quantiles(values, n=10)
-        print(
-            f"{name:42} {statistics.median(values):8.2f} {unit:3} "
-            f"(10 to 90 %: {tenths[0]:.2f} to {tenths[-1]:.2f}){wanted}"
-        )
+        median, *_ = bench.quantiles(values)
+        print(f"{name:42} {median:8.2f} {unit:3} ({harness.spread(values)}){wanted}")
 
     for name, key in (
         ("policy update", "update"),

@@ -1,15 +1,14 @@
 """A run that is killed again and again ends where an undisturbed one does, bit for bit.
 
-    python benchmarks/kill_and_resume.py [ENV] [--steps 5e6] [--kills 20] [--folder DIR]
+    python -m benchmarks.learning.kill_and_resume [ENV] [--steps 5e6] [--kills 20] [--folder DIR]
 
 Trains once without disturbance, then once more with the same seed in a process that SIGKILL ends at
-random moments (evenly distributed over the time that the first run took), each time followed by
-`natgrad train --resume`. Compares every array of the two last checkpoints and every line of both
-monitor.csv files but for wall-clock times, and prints the resident memory of the first run at a
+random moments, uniformly distributed over the time that the first run took; `natgrad train
+--resume` follows each. Compares every array of the two last checkpoints and every line of both
+monitor.csv files except for wall-clock times, and prints the resident memory of the first run at a
 quarter of its time and at its end. Exits with 1 if anything differs or memory has grown by a tenth.
 """
 
-import argparse
 import random
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks import harness
 from natgrad.agents import checkpoint, runs
 
 
@@ -51,7 +51,7 @@ def undisturbed(arguments: list[object]) -> tuple[float, list[int]]:
 
 
 def disturbed(arguments: list[object], folder: Path, pauses: list[float]) -> int:
-    """Kills the run after each of these times and goes on; returns how often that was in time."""
+    """Kills the run after each of these times and resumes it; returns how often it was running."""
     kills = 0
     start = command(*arguments)
     for pause in tqdm(pauses, unit="kill", disable=None):
@@ -70,7 +70,7 @@ def disturbed(arguments: list[object], folder: Path, pauses: list[float]) -> int
 
 
 def progress(path: Path) -> dict[str, Any]:
-    """What a checkpoint says beside its arrays, but for the time of day."""
+    """The progress in a checkpoint, without the times on a clock."""
     found: dict[str, Any] = checkpoint.read_metadata(path)["progress"]
     del found["seconds"]
     found["recent_episodes"] = [episode[:2] for episode in found["recent_episodes"]]
@@ -78,7 +78,7 @@ def progress(path: Path) -> dict[str, Any]:
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """What two finished runs do not share."""
+    """Names of what differs between two finished runs."""
     ends = [runs.checkpoints(run)[-1] for run in (first, second)]
     found = [] if progress(ends[0]) == progress(ends[1]) else ["progress"]
     with np.load(ends[0]) as ours, np.load(ends[1]) as theirs:
@@ -98,13 +98,14 @@ def differences(first: Path, second: Path) -> list[str]:
 
 def main() -> int:
     """Runs both and says what differs."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("env", nargs="?", default="HalfCheetah-v5")
-    parser.add_argument("--steps", type=float, default=5e6)
-    parser.add_argument("--kills", type=int, default=20)
+    parser = harness.parser(__doc__)
+    parser.add_argument("env", nargs="?", default="HalfCheetah-v5", help="environment")
+    parser.add_argument("--steps", type=float, default=5e6, help="environment steps of a run")
+    parser.add_argument("--kills", type=int, default=20, help="how often the second run is killed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--folder", type=Path, help="where the runs stay (default: nowhere)")
-    options = parser.parse_args()
+    parser.add_argument("--folder", type=Path, help="keep the runs here")
+    options = harness.parse(parser, {"env": "CartPole-v1", "steps": 2e5, "kills": 2})
+    harness.announce()
     with tempfile.TemporaryDirectory() as temporary:
         parent = options.folder or Path(temporary)
         whole, broken = parent / "whole", parent / "broken"

@@ -1,32 +1,35 @@
 """Training end to end, in environment steps per second, against sb3-contrib's TRPO.
 
-    pip install sb3-contrib 'gymnasium[mujoco]' && python benchmarks/learn_versus_sb3.py
+    pip install 'natgrad[sb3,mujoco]' && python -m benchmarks.learning.learn_versus_sb3
 
-One environment, the settings of sb3-contrib's defaults on both sides: two networks of 64-64 tanh,
-2048 steps per update, 15 conjugate gradient iterations, discount 0.99, lambda 0.95, observations as
-they are. Bound and damping are converted to sb3-contrib's convention, which averages the divergence
-over action dimensions. sb3-contrib fits its critic by ten epochs of Adam in minibatches of 128;
-natgrad runs once with its own default fit and once with the same epochs of Adam.
+Both sides have one environment and the settings of sb3-contrib's defaults: two networks of 64-64
+tanh, 2048 steps per update, 15 conjugate gradient iterations, discount 0.99, lambda 0.95, and
+observations as they are. Bound and damping are converted to sb3-contrib's convention, which averages
+the divergence over action dimensions. sb3-contrib fits its critic by ten epochs of Adam in
+minibatches of 128; natgrad runs once with its own default fit and once with the same epochs of Adam.
 
 First the two policies are given the same parameters and have to agree on log probabilities; torch
-gets the number of threads it is faster with. Then each learns for some updates in turn, with the
-same environment stepped by random actions in between: that cost is a floor which both share.
+gets the number of threads with which it is faster. Then each learns for some updates in turn, and
+the same environment is stepped with random actions in between: both share that cost.
 """
 
-import argparse
+import functools
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
-import sb3_contrib
-import torch
 
 import natgrad
+from benchmarks import harness
+
+with harness.needs("natgrad[sb3,mujoco]"):
+    import sb3_contrib
+    import torch
 
 STEPS = 2048  # per update
-PAUSE = 0.05  # seconds before each timing, for idle OpenMP threads of torch to stop spinning
 WANTED = {"HalfCheetah-v5": 8, "CartPole-v1": 15}
 CRITICS: dict[str, dict[str, Any]] = {
     "natgrad": {},
@@ -75,7 +78,7 @@ def build(task: str, seed: int) -> tuple[Any, dict[str, natgrad.TRPO]]:
 
 
 def check(theirs: Any, agent: natgrad.TRPO) -> None:
-    """Same parameters, same log probabilities; or an end to everything."""
+    """Compares log probabilities at the same parameters; ends the program if they differ."""
     net = theirs.policy.mlp_extractor.policy_net
     tensors = [
         t for layer in (net[0], net[2], theirs.policy.action_net) for t in layer.parameters()
@@ -115,19 +118,19 @@ def environment_alone(task: str, steps: int) -> float:
 
 def learn_theirs(model: Any, updates: int) -> float:
     """Seconds per step."""
-    time.sleep(PAUSE)
-    began = time.perf_counter()
-    model.learn(STEPS * updates, reset_num_timesteps=False)
-    return (time.perf_counter() - began) / (STEPS * updates)
+    steps = STEPS * updates
+    learn = functools.partial(model.learn, steps, reset_num_timesteps=False)
+    return harness.timed(learn, harness.PAUSE) / steps
 
 
 def learn_ours(agent: natgrad.TRPO, updates: int) -> dict[str, float]:
     """Seconds per step, as a whole and in parts."""
     logs: list[dict[str, Any]] = []
-    time.sleep(PAUSE)
-    began = time.perf_counter()
-    agent.learn(STEPS * updates, callback=lambda _, log: logs.append(dict(log)))
-    seconds = {"all": time.perf_counter() - began}
+
+    def learn() -> None:
+        agent.learn(STEPS * updates, callback=lambda _, log: logs.append(dict(log)))
+
+    seconds = {"all": harness.timed(learn, harness.PAUSE)}
     for part in ("rollout", "update", "critic"):
         seconds[part] = sum(float(log[f"time/{part}"]) for log in logs)
     if not np.isfinite(agent.policy.parameters).all():
@@ -149,12 +152,13 @@ def measure(task: str, rounds: int, updates: int, threads: int) -> None:
     torch.set_num_threads(best)
     for agent in ours.values():
         learn_ours(agent, 5)  # both have learnt for as long
-    bare, sb3, natgrad_s = [], [], {name: [] for name in ours}  # type: ignore[var-annotated]
-    for _ in range(rounds):
-        sb3.append(learn_theirs(theirs, updates))
-        bare.append(environment_alone(task, STEPS))
-        for name, agent in ours.items():
-            natgrad_s[name].append(learn_ours(agent, updates))
+    turns: dict[str, Callable[[], dict[str, float]]] = {
+        "sb3-contrib": lambda: {"all": learn_theirs(theirs, updates)},
+        "environment": lambda: {"all": environment_alone(task, STEPS)},
+    }
+    turns |= {name: functools.partial(learn_ours, agent, updates) for name, agent in ours.items()}
+    found = harness.take_turns(turns, rounds=rounds)
+    sb3, bare = ([run["all"] for run in found[name]] for name in ("sb3-contrib", "environment"))
 
     def micro(values: list[float]) -> float:
         return 1e6 * statistics.median(values)
@@ -162,35 +166,33 @@ def measure(task: str, rounds: int, updates: int, threads: int) -> None:
     print(f"  {'microseconds per step':24} {'all':>7} {'rollout':>8} {'update':>7} {'critic':>7}")
     print(f"  {'environment alone':24} {micro(bare):7.1f}")
     print(f"  {f'sb3-contrib, {best} thread(s)':24} {micro(sb3):7.1f}")
-    for name, runs in natgrad_s.items():
+    for name in ours:
         parts = [
-            micro([run[part] for run in runs]) for part in ("all", "rollout", "update", "critic")
+            micro([run[part] for run in found[name]])
+            for part in ("all", "rollout", "update", "critic")
         ]
         print(f"  {name:24} {parts[0]:7.1f} {parts[1]:8.1f} {parts[2]:7.1f} {parts[3]:7.1f}")
-    for name, runs in natgrad_s.items():
-        ratios = [a / b["all"] for a, b in zip(sb3, runs, strict=True)]
-        tenths = statistics.quantiles(ratios, n=10)
+    for name in ours:
+        whole = [run["all"] for run in found[name]]
+        ratios = harness.ratios(sb3, whole)
         print(
-            f"  {name}: {1e6 / micro([run['all'] for run in runs]):.0f} steps/s, "
+            f"  {name}: {1e6 / micro(whole):.0f} steps/s, "
             f"{statistics.median(ratios):.1f} times sb3-contrib's {1e6 / micro(sb3):.0f} "
-            f"(10 to 90 %: {tenths[0]:.1f} to {tenths[-1]:.1f}; wanted {WANTED.get(task, 1)})"
+            f"({harness.spread(ratios, 1)}; wanted {WANTED.get(task, 1)})"
         )
-    floor = [a / b for a, b in zip(sb3, bare, strict=True)]
+    floor = harness.ratios(sb3, bare)
     print(f"  the environment alone: {statistics.median(floor):.1f} times; no learner can do more")
 
 
 def main() -> None:
     """Measures each task."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--tasks", nargs="+", default=list(WANTED))
-    parser.add_argument("--rounds", type=int, default=9)
+    parser = harness.parser(__doc__, rounds=9, threads=2)
+    parser.add_argument("--task", nargs="+", default=list(WANTED), help="environments")
     parser.add_argument("--updates", type=int, default=1, help="of each side in a round")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    natgrad.set_num_threads(options.threads)
-    print(f"natgrad {natgrad.show_config()['isa']}, {options.threads} threads, float32; ", end="")
-    print(f"sb3-contrib {sb3_contrib.__version__}, torch {torch.__version__}")
-    for task in options.tasks:
+    quick = {"rounds": 1, "threads": 1, "task": ["CartPole-v1"]}
+    options = harness.parse(parser, quick)
+    harness.announce(libraries=("sb3-contrib", "torch"))
+    for task in options.task:
         measure(task, options.rounds, options.updates, options.threads)
 
 

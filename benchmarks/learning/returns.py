@@ -1,46 +1,45 @@
 """Returns on the tasks of docs/results.md: presets, defaults, sb3-contrib with RL Zoo's settings.
 
-    python benchmarks/returns.py [--task ...] [--side preset default zoo envpool] [--seeds 5]
-    python benchmarks/returns.py --report [--picture FILE]
+    python -m benchmarks.learning.returns [--task ...] [--side preset default zoo envpool]
+    python -m benchmarks.learning.returns --report [--picture FILE]
 
 Trains every task with every side and seed, each run in a process of its own with one thread, seed
-by seed, so that a study that is ended early is an even one. A row has the mean return of the last
-100 training episodes, which are stochastic, that of 100 deterministic episodes in environments of
-their own (seeds that no training has seen), and the learning curve: at each of 50 equal parts of
-the training its mean return and the seconds so far. Seconds are the process's own: with its one
-thread they are those of the clock on an idle machine, and other work does not count. The output is
-a CSV; rows that it holds already are not run again.
+by seed, so that a study that is ended early treats all tasks and sides alike. A row has the mean
+return of the last 100 training episodes, which are stochastic; the mean return of 100 deterministic
+episodes in environments whose seeds no training has seen; and the learning curve: for each of 50
+equal parts of the training its mean return and the seconds so far. Seconds are the processor time
+of the process, which is the time on a clock if the machine is idle. Runs that have a row in the
+output are not made again.
 
---report prints the tables: interquartile means over seeds with 95 % bootstrap intervals, and the
-time to a return: seconds until the mean training return of a fiftieth of the run, averaged over
-seeds, first reaches what sb3-contrib's was in the last tenth of its budget.
+--report only prints the tables: interquartile means over seeds with 95 % bootstrap intervals, and
+the time to a return, which is the number of seconds until the mean training return of a fiftieth of
+the run, averaged over seeds, first reaches that of sb3-contrib in the last tenth of its budget.
 
 sb3-contrib's side needs natgrad[sb3]; its settings are those of RL Zoo's trpo.yml, observations and
 rewards normalised where it says so. EnvPool's side needs natgrad[envpool]; the seconds of its
 threads count as well.
 """
 
-import argparse
-import csv
+import itertools
 import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 import natgrad
+from benchmarks import harness, pictures
+from benchmarks.harness import Row
+from benchmarks.pictures import numbers
 from natgrad.agents.statistics import bootstrap_interval, interquartile_mean
 
-# Environment steps, and the best published return of TRPO or NPG after as many.
+# Environment steps, and the best published return of TRPO or NPG after as many steps.
 TASKS: dict[str, tuple[int, float]] = {
     "CartPole-v1": (100_000, 500),
     "Pendulum-v1": (100_000, -174),
@@ -57,8 +56,8 @@ TASKS: dict[str, tuple[int, float]] = {
     "Humanoid-v5": (1_000_000, 810),
     "Reacher-v5": (1_000_000, -4.5),
 }
-# RL Zoo's settings for sb3-contrib's TRPO, hyperparams/trpo.yml of 2026-04-23: what differs from
-# sb3-contrib's defaults. Every task has two environments in turn.
+# RL Zoo's settings for sb3-contrib's TRPO, hyperparams/trpo.yml of 2026-04-23, without those that are
+# sb3-contrib's defaults. Every task has two environments, which are stepped in turn.
 MUJOCO = {"normalize": True, "n_steps": 1024, "batch_size": 128, "cg_max_steps": 25,
           "n_critic_updates": 20}  # fmt: skip
 ZOO: dict[str, dict[str, Any]] = {
@@ -77,9 +76,8 @@ LABELS = {"preset": "natgrad", "default": "natgrad, defaults", "zoo": "sb3-contr
           "envpool": "natgrad on EnvPool"}  # fmt: skip
 PARTS = 50
 LAST = 5  # parts that are the end of a run
-COLUMNS = ["task", "side", "seed", "steps", "training", "evaluation", "evaluation_std", "seconds",
-           "curve", "clock"]  # fmt: skip
-Row = dict[str, Any]
+KEYS = ("task", "side", "seed")
+COLUMNS = ("steps", "training", "evaluation", "evaluation_std", "seconds", "curve", "clock")
 Run = tuple[str, str, int]
 Episodes = list[tuple[int, float, float]]  # steps so far, seconds so far, return
 
@@ -100,28 +98,29 @@ def ours(task: str, steps: int, seed: int, agent: natgrad.TRPO) -> Row:
 
 
 def with_preset(task: str, steps: int, seed: int) -> Row:
-    """One run of natgrad as it comes."""
+    """One run of natgrad with its preset."""
     return ours(task, steps, seed, natgrad.TRPO(task, seed=seed))
 
 
 def with_envpool(task: str, steps: int, seed: int) -> Row:
-    """One run of natgrad as it comes, but for who steps the environments."""
+    """One run of natgrad with its preset, in environments that EnvPool steps."""
     return ours(task, steps, seed, natgrad.TRPO(task, seed=seed, stepper="envpool"))
 
 
 def with_defaults(task: str, steps: int, seed: int) -> Row:
-    """One run of natgrad with the defaults for everything that has no preset."""
+    """One run of natgrad with the defaults of TRPOConfig, without a preset."""
     return ours(task, steps, seed, natgrad.TRPO(task, natgrad.TRPOConfig(seed=seed)))
 
 
 def zoo(task: str, steps: int, seed: int) -> Row:
     """One run of sb3-contrib with RL Zoo's settings."""
-    import torch
-    from sb3_contrib import TRPO
-    from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.evaluation import evaluate_policy
-    from stable_baselines3.common.vec_env import VecNormalize
+    with harness.needs("natgrad[sb3]"):
+        import torch
+        from sb3_contrib import TRPO
+        from stable_baselines3.common.callbacks import BaseCallback
+        from stable_baselines3.common.env_util import make_vec_env
+        from stable_baselines3.common.evaluation import evaluate_policy
+        from stable_baselines3.common.vec_env import VecNormalize
 
     class Note(BaseCallback):  # type: ignore[misc]
         def _on_step(self) -> bool:
@@ -179,63 +178,25 @@ def summary(steps: int, episodes: Episodes, evaluation: NDArray[np.float64]) -> 
     }
 
 
-def run(job: Run, length: float) -> Row:
-    """One row, in a process of its own."""
+def run(job: Run, length: float) -> list[Row]:
+    """The row of one run, in a process of its own."""
     warnings.simplefilter("ignore")
     natgrad.set_num_threads(1)
     task, side, seed = job
-    return {
-        **dict(zip(COLUMNS, job, strict=False)),
-        **SIDES[side](task, int(TASKS[task][0] * length), seed),
-    }
-
-
-def read(path: Path) -> list[Row]:
-    """The rows of a CSV file, none if it does not exist."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def run_all(
-    run: Callable[[Run], Row],
-    todo: list[Run],
-    jobs: int,
-    rows: list[Row],
-    columns: list[str],
-    output: Path,
-) -> None:
-    """Runs so many jobs at a time, each in a process of its own; the CSV grows row by row."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool,
-        tqdm(total=len(todo), unit="run", disable=None) as bar,
-    ):
-        for future in as_completed([pool.submit(run, job) for job in todo]):
-            rows.append(future.result())
-            bar.update()
-            with output.open("w", newline="") as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(rows)
-
-
-def numbers(text: str) -> NDArray[np.float64]:
-    """A curve as it is written in a row."""
-    return np.array([float(value) for value in text.split()])
+    found = SIDES[side](task, int(TASKS[task][0] * length), seed)
+    return [dict(zip(KEYS, job, strict=True)) | found]
 
 
 def smooth(curve: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A curve without its gaps: parts in which no episode ended go by those around them."""
+    """A curve without gaps: a part in which no episode ended is interpolated."""
     known = np.flatnonzero(np.isfinite(curve))
     return np.interp(np.arange(len(curve)), known, curve[known])
 
 
 def seconds_to(rows: list[Row], target: float) -> float | None:
-    """Seconds until the curve, averaged over seeds, reaches a return; None if it never does."""
-    curve = np.mean([smooth(numbers(row["curve"])) for row in rows], axis=0)
-    clock = np.mean([smooth(numbers(row["clock"])) for row in rows], axis=0)
+    """Seconds until the curve, averaged over seeds, reaches a return; None if it does not."""
+    curve = np.mean([smooth(numbers(row, "curve")) for row in rows], axis=0)
+    clock = np.mean([smooth(numbers(row, "clock")) for row in rows], axis=0)
     reached = np.flatnonzero(curve >= target)
     return float(clock[reached[0]]) if len(reached) else None
 
@@ -276,7 +237,7 @@ def report(rows: list[Row]) -> str:
         theirs = of(task, "zoo")
         if not theirs:
             continue
-        target = float(np.mean([smooth(numbers(row["curve"]))[-LAST:] for row in theirs]))
+        target = float(np.mean([smooth(numbers(row, "curve"))[-LAST:] for row in theirs]))
         first = seconds_to(theirs, target)
         assert first is not None  # no mean exceeds all that it is of
         cells = [f"{target:.4g}", f"{first:.1f}"]
@@ -292,31 +253,21 @@ def report(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Training return against environment steps, a panel for each task."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
-
+    """Draws training returns against environment steps, a panel for each task."""
     tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
-    figure = Figure(figsize=(13, 2.6 * -(-len(tasks) // 4) + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = pictures.figure(13, 2.6 * -(-len(tasks) // 4) + 0.4)
     panels = figure.subplots(-(-len(tasks) // 4), 4, squeeze=False).ravel()
     for axis in panels[len(tasks) :]:
         axis.set_axis_off()
     for axis, task in zip(panels, tasks, strict=False):
         for k, side in enumerate(SIDES):
             mine = [row for row in rows if (row["task"], row["side"]) == (task, side)]
-            if not mine:
-                continue
-            curves = np.array([smooth(numbers(row["curve"])) for row in mine]).T
-            steps = (np.arange(PARTS) + 0.5) / PARTS * float(mine[0]["steps"])
-            low, high = bootstrap_interval([curves])
-            axis.fill_between(steps, low, high, alpha=0.2, linewidth=0, color=f"C{k}")
-            axis.plot(steps, interquartile_mean(curves), color=f"C{k}", label=LABELS[side])
+            if mine:
+                curves = [smooth(numbers(row, "curve")) for row in mine]
+                steps = float(mine[0]["steps"])
+                pictures.learning_curve(axis, steps, curves, f"C{k}", LABELS[side])
         axis.axhline(TASKS[task][1], color="gray", linewidth=0.8, linestyle="--")
-        axis.set_title(task, fontsize="medium")
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axis.grid(alpha=0.3)
+        pictures.finish_curves(axis, task)
     labels = {
         label: line
         for axis in panels
@@ -330,32 +281,33 @@ def draw(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     """Runs what is not in the output yet, then prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--side", nargs="+", choices=SIDES, default=["preset", "default"])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
-    parser.add_argument("--length", type=float, default=1.0, help="part of the full length")
+    parser = harness.parser(
+        __doc__,
+        seeds=5,
+        jobs=os.cpu_count(),
+        length=1.0,
+        output=harness.RESULTS / "returns.csv",
+        picture=None,
+    )
+    parser.add_argument(
+        "--task", nargs="+", choices=TASKS, default=list(TASKS), metavar="NAME",
+        help="environments",
+    )  # fmt: skip
+    parser.add_argument(
+        "--side", nargs="+", choices=SIDES, default=["preset", "default"],
+        help="who trains, and with which settings",
+    )  # fmt: skip
     parser.add_argument("--report", action="store_true", help="only print the tables")
-    parser.add_argument("--picture", type=Path, help="draw the learning curves")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/returns.csv"))
-    options = parser.parse_args()
-    rows = read(options.output)
-    done = {(row["task"], row["side"], int(row["seed"])) for row in rows}
-    todo = [
-        job
-        for seed in range(options.seeds)
-        for task in options.task
-        for side in options.side
-        if (job := (task, side, seed)) not in done
-    ]
+    quick = {"seeds": 1, "length": 0.05, "output": None, "task": ["CartPole-v1"]}
+    options = harness.parse(parser, quick)
+    study = harness.Study(options.output, KEYS, COLUMNS)
+    jobs = itertools.product(range(options.seeds), options.task, options.side)
     if not options.report:
-        run_all(
-            partial(run, length=options.length), todo, options.jobs, rows, COLUMNS, options.output
-        )
-    print(report(rows))
+        todo = study.missing((task, side, seed) for seed, task, side in jobs)
+        study.run(todo, partial(run, length=options.length), options.jobs)
+    print(report(study.rows))
     if options.picture is not None:
-        draw(rows, options.picture)
+        draw(study.rows, options.picture)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,29 @@
 """Collecting against stepping alone: what does the policy cost on top of the environment?
 
-    pip install 'gymnasium[mujoco]' [envpool] && python benchmarks/rollouts.py
+    pip install 'natgrad[mujoco,envpool]' && python -m benchmarks.learning.rollouts
 
 On HalfCheetah-v5 and CartPole-v1, for each stepper and number of copies, in turn: the environments
 are stepped with random actions that were drawn before, straight through the stepper; then a policy
-of 64-64 tanh collects as many steps. Collecting is all that happens to a rollout before an update:
-actions, log probabilities, values of all observations in one batch, advantages, and the statistics
-of the normaliser. Before anything is timed, a rollout's shapes, log probabilities, values and
-episodes are compared with what the policy and the rewards say.
+of 64-64 tanh collects as many steps. Collecting includes everything that happens to a rollout
+before an update: actions, log probabilities, values of all observations in one batch, advantages,
+and the statistics of the normaliser. Before anything is timed, a rollout's shapes, log
+probabilities, values and episodes are compared with what the policy and the rewards say. EnvPool's
+rows need natgrad[envpool].
 
-The last table is the time of `Policy.sample` for 1 and 8 observations (17-64-64-6, action and log
+The last table has the time of `Policy.sample` for 1 and 8 observations (17-64-64-6, action and log
 probability), called from Python.
 """
 
-import argparse
+import functools
 import importlib.util
-import os
 import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import natgrad
+from benchmarks import harness
 from natgrad.rollouts.normalization import RunningMoments
 
 WANTED = {"HalfCheetah-v5": 0.80, "CartPole-v1": 0.45}
@@ -33,7 +32,7 @@ STEPPERS = {"gymnasium": (1, 8, 32), "envpool": (8, 32)}
 
 
 class Collector:
-    """What an agent does for a rollout, from the library's public pieces."""
+    """Collects as an agent does, from the library's public pieces."""
 
     def __init__(self, task: str, stepper: Any, n_envs: int) -> None:
         self.environments = natgrad.Environments(task, n_envs, stepper=stepper)
@@ -53,7 +52,7 @@ class Collector:
         self._rewards = np.empty(shape)
 
     def act_randomly(self) -> None:
-        """The stepper and nothing else."""
+        """Steps the environments and does nothing else."""
         ends = np.zeros((2, *self._rewards.shape), np.bool_)
         for t, actions in enumerate(self._random):
             self.environments.step(
@@ -75,7 +74,7 @@ class Collector:
         return rollout, values
 
     def check(self) -> None:
-        """One rollout against what it has to be."""
+        """Compares a rollout with what it has to be."""
         self.environments.begin()
         self.collect()  # so that the normaliser is no identity
         policy, critic = self.policy.copy(), self.critic.copy()
@@ -102,20 +101,15 @@ class Collector:
             raise SystemExit(f"the rollout has {wrong[0]}; no times are shown")
 
 
-def rate(steps: int, action: Callable[[], object]) -> float:
-    """Steps per second of one call."""
-    began = time.perf_counter()
-    action()
-    return steps / (time.perf_counter() - began)
+def rates(collector: Collector, steps: int) -> tuple[float, float]:
+    """Steps per second with random actions, and of collecting."""
+    random = steps / harness.timed(collector.act_randomly)
+    collector.environments.abandon()
+    collector.environments.begin()  # random actions are in nobody's history
+    return random, steps / harness.timed(collector.collect)
 
 
-def tenths(values: list[float]) -> str:
-    """From 10 to 90 % of them."""
-    low, *_, high = statistics.quantiles(values, n=10)
-    return f"{low:.2f} to {high:.2f}"
-
-
-def time_samples() -> None:
+def time_samples(rounds: int) -> None:
     """Microseconds of `Policy.sample` per call."""
     policy, rng = natgrad.Policy(17, natgrad.DiagonalGaussian(6)), natgrad.Rng(0)
     print(f"{'Policy.sample, 17-64-64-6':30} {'us per call':>12}")
@@ -124,65 +118,67 @@ def time_samples() -> None:
         actions, log_probs = policy.sample(rows, rng)
         if np.abs(np.subtract(policy.log_prob(rows, actions), log_probs)).max() > 1e-4:
             raise SystemExit("samples have the wrong log probabilities; no times are shown")
-        calls, runs = 5000, []
-        for _ in range(15):
-            began = time.perf_counter()
+        calls = 5000
+
+        def sample(rows: NDArray[Any] = rows, calls: int = calls) -> None:
             for _ in range(calls):
                 policy.sample(rows, rng)
-            runs.append(1e6 * (time.perf_counter() - began) / calls)
-        print(f"{n:3} observations {statistics.median(runs):27.2f}  ({tenths(runs)}; ", end="")
+
+        runs = [1e6 * harness.timed(sample) / calls for _ in range(rounds)]
+        print(
+            f"{n:3} observations {statistics.median(runs):27.2f}  ({harness.spread(runs)}; ", end=""
+        )
         print(f"wanted at most {wanted})")
 
 
 def main() -> None:
     """Checks, measures in turn, prints medians and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    options = parser.parse_args()
+    parser = harness.parser(__doc__, rounds=15)
+    parser.add_argument(
+        "--task", nargs="+", choices=STEPS, default=list(STEPS), help="environments"
+    )
+    options = harness.parse(parser, {"rounds": 1, "task": ["CartPole-v1"]})
+    harness.announce(libraries=("gymnasium", "mujoco", "envpool"))
     steppers = dict(STEPPERS)
     if importlib.util.find_spec("envpool") is None:
         print("envpool is not installed: pip install 'natgrad[envpool]' adds its rows")
         del steppers["envpool"]
-    config = natgrad.show_config()
-    print(f"natgrad {config['isa']}, {config['threads']} threads, {os.cpu_count()} cores, float32")
     print(
         f"{'task':15} {'stepper':10} {'copies':>6} {'random steps/s':>15} "
         f"{'collecting steps/s':>19} {'ratio':>6}"
     )
-    for task in STEPS:
+    for task in options.task:
         collectors = {
             (stepper, n): Collector(task, stepper, n)
             for stepper, ns in steppers.items()
             for n in ns
         }
-        random: dict[Any, list[float]] = {key: [] for key in collectors}
-        collecting: dict[Any, list[float]] = {key: [] for key in collectors}
         for collector in collectors.values():
             collector.check()
-        for _ in range(options.rounds):
-            for key, collector in collectors.items():
-                random[key].append(rate(STEPS[task], collector.act_randomly))
-                collector.environments.abandon()
-                collector.environments.begin()  # random actions are in nobody's history
-                collecting[key].append(rate(STEPS[task], collector.collect))
-        for (stepper, n), rates in collecting.items():
-            ratios = [a / b for a, b in zip(rates, random[stepper, n], strict=True)]
+        turns = {
+            key: functools.partial(rates, collector, STEPS[task])
+            for key, collector in collectors.items()
+        }
+        found = harness.take_turns(turns, rounds=options.rounds)
+        random = {key: [pair[0] for pair in pairs] for key, pairs in found.items()}
+        collecting = {key: [pair[1] for pair in pairs] for key, pairs in found.items()}
+        for key in collectors:
+            ratios = harness.ratios(collecting[key], random[key])
             print(
-                f"{task:15} {stepper:10} {n:6} {statistics.median(random[stepper, n]):15.0f} "
-                f"{statistics.median(rates):19.0f} {statistics.median(ratios):6.2f}  "
-                f"({tenths(ratios)}; wanted {WANTED[task]:.2f})"
+                f"{task:15} {key[0]:10} {key[1]:6} {statistics.median(random[key]):15.0f} "
+                f"{statistics.median(collecting[key]):19.0f} {statistics.median(ratios):6.2f}  "
+                f"({harness.spread(ratios)}; wanted {WANTED[task]:.2f})"
             )
         if "envpool" in steppers:
             for n in STEPPERS["envpool"]:
-                theirs, ours = collecting["envpool", n], collecting["gymnasium", n]
-                gains = [a / b for a, b in zip(theirs, ours, strict=True)]
+                gains = harness.ratios(collecting["envpool", n], collecting["gymnasium", n])
                 print(
                     f"{task:15} {n} copies in EnvPool collect {statistics.median(gains):.2f} times "
-                    f"what Gymnasium's do in turn ({tenths(gains)})"
+                    f"what Gymnasium's do in turn ({harness.spread(gains)})"
                 )
         for collector in collectors.values():
             collector.environments.close()
-    time_samples()
+    time_samples(options.rounds)
 
 
 if __name__ == "__main__":

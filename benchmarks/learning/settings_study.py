@@ -1,19 +1,19 @@
 """What each setting is worth: every option of the agent changed alone, on several tasks.
 
-    python benchmarks/settings_study.py [--seeds 5] [--jobs 2] [--picture FILE]
-    python benchmarks/settings_study.py --setting "batch_size 512" "batch_size 8192"
+    python -m benchmarks.learning.settings_study [--seeds 5] [--jobs 2] [--picture FILE]
+    python -m benchmarks.learning.settings_study --setting "batch_size 1024" "batch_size 8192"
 
 Trains TRPO with the defaults and with one thing changed, task by task and seed by seed, so that a
-study that is ended early is an even one; presets do not count. The return of a run is the mean over
-the episodes that finished in its last fifth, counted from that of the first update, in units of
-what the defaults gained on that task: 1 is as good as the defaults, 0 has learnt nothing. The table
-has interquartile means over tasks and those seeds that have been run to the end, with 95 %
+study that is ended early treats all settings alike; presets are not used. The return of a run is
+the mean over the episodes that finished in its last fifth, minus that of the first update, in units
+of what the defaults gained on that task: 1 is as good as the defaults, 0 has learnt nothing. The
+table has interquartile means over tasks and those seeds that have been run to the end, with 95 %
 bootstrap intervals (samples drawn within tasks), then the same for each task.
 
-The output is a CSV with a row for each run; rows that it holds already are not run again.
+Runs that have a row in the output are not made again.
 """
 
-import argparse
+import itertools
 import os
 import warnings
 from collections import Counter
@@ -23,11 +23,12 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from damping_study import Row, train
 from numpy.typing import NDArray
-from returns import Run, read, run_all
 
 import natgrad
+from benchmarks import harness, pictures
+from benchmarks.harness import Row
+from benchmarks.training import train
 from natgrad.agents.statistics import bootstrap_interval, interquartile_mean
 
 TASKS = {"Pendulum-v1": 100_000, "Hopper-v5": 300_000, "HalfCheetah-v5": 300_000,
@@ -55,16 +56,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **{f"hidden {n}, {n}": {"hidden": (n, n)} for n in (16, 256)},
     "relu": {"activation": "relu"},
 }
-COLUMNS = ["task", "setting", "seed", "steps", "initial", "final", "accepted", "seconds", "curve"]
+KEYS = ("task", "setting", "seed")
+COLUMNS = ("steps", "initial", "final", "accepted", "seconds", "curve")
 
 
 def with_large_rewards(task: str) -> gymnasium.Env[Any, Any]:
-    """The task in other units."""
+    """The task with rewards in other units."""
     return gymnasium.wrappers.TransformReward(gymnasium.make(task), lambda r: 1000 * float(r))
 
 
-def run(job: Run, length: float) -> Row:
-    """One row, in a process of its own."""
+def run(job: tuple[str, str, int], length: float) -> list[Row]:
+    """The row of one run, in a process of its own."""
     warnings.simplefilter("ignore")
     natgrad.set_num_threads(1)
     task, setting, seed = job
@@ -73,7 +75,7 @@ def run(job: Run, length: float) -> Row:
     row = {"steps": steps, **train(env, steps, SETTINGS[setting], seed)}
     if setting == REWARDS:
         row |= {name: row[name] / 1000 for name in ("initial", "final")}
-    return {**dict(zip(COLUMNS, job, strict=False)), **{c: row[c] for c in COLUMNS if c in row}}
+    return [dict(zip(KEYS, job, strict=True)) | {name: row[name] for name in COLUMNS}]
 
 
 def scores(rows: list[Row], setting: str) -> dict[str, NDArray[np.float64]]:
@@ -93,7 +95,7 @@ def scores(rows: list[Row], setting: str) -> dict[str, NDArray[np.float64]]:
 
 
 def even(rows: list[Row]) -> list[Row]:
-    """The rows of those seeds that have been run to the end, so that tasks weigh the same."""
+    """The rows of those seeds that have been run to the end, so that tasks have equal weights."""
     runs = {(row["task"], row["setting"]) for row in rows}
     finished = Counter(str(row["seed"]) for row in rows)
     return [row for row in rows if finished[str(row["seed"])] == len(runs)]
@@ -117,14 +119,10 @@ def report(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """A line for each setting: its interval over all tasks, and a mark for each task."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    """Draws for each setting its interval over all tasks, and a mark for each task."""
     found = {setting: scores(rows, setting) for setting in SETTINGS}
     found = {setting: by_task for setting, by_task in found.items() if by_task}
-    figure = Figure(figsize=(7, 0.27 * len(found) + 1.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = pictures.figure(7, 0.27 * len(found) + 1.2)
     axis = figure.subplots()
     for y, by_task in enumerate(found.values()):
         low, high = bootstrap_interval(list(by_task.values()))
@@ -146,32 +144,31 @@ def draw(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     """Runs what is not in the output yet, then prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--setting", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
-    parser.add_argument("--length", type=float, default=1.0, help="part of the full length")
-    parser.add_argument("--report", action="store_true", help="only print the table")
-    parser.add_argument(
-        "--output", type=Path, default=Path("benchmarks/results/settings_study.csv")
+    parser = harness.parser(
+        __doc__,
+        seeds=5,
+        jobs=os.cpu_count(),
+        length=1.0,
+        output=harness.RESULTS / "settings_study.csv",
+        picture=None,
     )
-    parser.add_argument("--picture", type=Path, help="draw the table")
-    options = parser.parse_args()
-    rows = read(options.output)
-    done = {(row["task"], row["setting"], int(row["seed"])) for row in rows}
-    todo = [
-        job
-        for seed in range(options.seeds)
-        for task in options.task
-        for setting in options.setting
-        if (job := (task, setting, seed)) not in done
-    ]
+    parser.add_argument(
+        "--task", nargs="+", choices=TASKS, default=list(TASKS), help="environments"
+    )
+    parser.add_argument(
+        "--setting", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME",
+        help=f"of {', '.join(SETTINGS)}",
+    )  # fmt: skip
+    parser.add_argument("--report", action="store_true", help="only print the table")
+    quick = {"seeds": 1, "length": 0.1, "output": None, "task": ["Pendulum-v1"],
+             "setting": [DEFAULTS, "max_kl 0.01"]}  # fmt: skip
+    options = harness.parse(parser, quick)
+    study = harness.Study(options.output, KEYS, COLUMNS)
+    jobs = itertools.product(range(options.seeds), options.task, options.setting)
     if not options.report:
-        run_all(
-            partial(run, length=options.length), todo, options.jobs, rows, COLUMNS, options.output
-        )
-    rows = even(rows)
+        todo = study.missing((task, setting, seed) for seed, task, setting in jobs)
+        study.run(todo, partial(run, length=options.length), options.jobs)
+    rows = even(study.rows)
     print(report(rows))
     if options.picture is not None:
         draw(rows, options.picture)
