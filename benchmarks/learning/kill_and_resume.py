@@ -51,14 +51,15 @@ def undisturbed(arguments: list[object]) -> tuple[float, list[int]]:
 
 
 def disturbed(arguments: list[object], folder: Path, pauses: list[float]) -> int:
-    """Kills the run after each of these times and resumes it; returns how often it was running."""
+    """Kills the run after each of these times and resumes it; returns how often, until it ends."""
     kills = 0
     start = command(*arguments)
     for pause in tqdm(pauses, unit="kill", disable=None):
         process = subprocess.Popen(start, stdout=subprocess.DEVNULL)
         try:
-            process.wait(pause)
-            break
+            if process.wait(pause):
+                raise SystemExit(f"the disturbed run ended with code {process.returncode}")
+            return kills
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()

@@ -4,9 +4,9 @@
 
 Both sides have one environment and the settings of sb3-contrib's defaults: two networks of 64-64
 tanh, 2048 steps per update, 15 conjugate gradient iterations, discount 0.99, lambda 0.95, and
-observations as they are. Bound and damping are converted to sb3-contrib's convention, which averages
-the divergence over action dimensions. sb3-contrib fits its critic by ten epochs of Adam in
-minibatches of 128; natgrad runs once with its own default fit and once with the same epochs of Adam.
+observations as they are. Bound and damping are converted to sb3-contrib's convention, which
+averages the divergence over action dimensions. sb3-contrib fits its critic by ten epochs of Adam in
+minibatches of 128; natgrad runs once with its default fit and once with the same epochs of Adam.
 
 First the two policies are given the same parameters and have to agree on log probabilities; torch
 gets the number of threads with which it is faster. Then each learns for some updates in turn, and

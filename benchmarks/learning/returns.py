@@ -56,8 +56,8 @@ TASKS: dict[str, tuple[int, float]] = {
     "Humanoid-v5": (1_000_000, 810),
     "Reacher-v5": (1_000_000, -4.5),
 }
-# RL Zoo's settings for sb3-contrib's TRPO, hyperparams/trpo.yml of 2026-04-23, without those that are
-# sb3-contrib's defaults. Every task has two environments, which are stepped in turn.
+# RL Zoo's settings for sb3-contrib's TRPO (hyperparams/trpo.yml of 2026-04-23), without those that
+# are sb3-contrib's defaults. Every task has two environments, which are stepped in turn.
 MUJOCO = {"normalize": True, "n_steps": 1024, "batch_size": 128, "cg_max_steps": 25,
           "n_critic_updates": 20}  # fmt: skip
 ZOO: dict[str, dict[str, Any]] = {

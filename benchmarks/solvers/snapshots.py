@@ -1,12 +1,13 @@
-"""Real policies for the solver benchmarks: trained, saved, and loaded with a batch of their own.
+"""Trained policies for the solver benchmarks, each with a batch of its own.
 
-    python benchmarks/snapshots.py
+    python -m benchmarks.solvers.snapshots
 
 trains each task with the defaults of `natgrad.TRPO` and writes benchmarks/results/snapshots/*.npz,
 a checkpoint after about 60 000 and one after 300 000 steps (10 minutes, mostly Humanoid-v5).
 Policies at initialisation need no file.
 """
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 import natgrad
+from benchmarks import harness
 
-FOLDER = Path(__file__).parent / "results" / "snapshots"
+FOLDER = harness.RESULTS / "snapshots"
 STAGES = (0, 60_000, 300_000)
 TASKS: dict[str, dict[str, Any]] = {
     "CartPole-v1": {},
@@ -25,7 +27,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "Humanoid-v5": {"hidden": (256, 256), "critic_hidden": (256, 256), "batch_size": 5000},
 }
 
-# As the peers train: ten plain products.
+# The peers train with ten plain products as well.
 TRAINED: dict[str, Any] = {"seed": 0, "preconditioner": "none", "cg_iterations": 10}
 
 
@@ -49,7 +51,7 @@ def _agent(task: str, stage: int) -> natgrad.TRPO:
         return natgrad.TRPO(task, natgrad.TRPOConfig(**TRAINED, **TASKS[task]))
     path = FOLDER / f"{task}-{stage // 1000}k.npz"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; run python benchmarks/snapshots.py")
+        raise FileNotFoundError(f"{path} is missing; run python -m benchmarks.solvers.snapshots")
     return natgrad.TRPO.load(path)
 
 
@@ -58,7 +60,7 @@ def _standardised(advantages: Any) -> Any:
 
 
 def load(task: str, stage: int) -> Snapshot:
-    """The policy of a stage; its batch is collected anew, the same at every call.
+    """The policy of a stage with a batch, which is collected anew but the same at every call.
 
     Raises:
         FileNotFoundError: the checkpoint is not there.
@@ -77,12 +79,12 @@ def load(task: str, stage: int) -> Snapshot:
 
 
 def consecutive(task: str, stage: int, count: int) -> list[Snapshot]:
-    """Policies and batches of the next updates of the run, one after the other."""
+    """Policies and batches of the next `count` updates of the run."""
     agent = _agent(task, stage)
     update, taken = agent._update, []
 
     class Recorder:
-        """The agent's update, which notes what it is given."""
+        """Calls the agent's update, and keeps policy and batch."""
 
         state = property(lambda self: update.state)
 
@@ -102,12 +104,17 @@ def consecutive(task: str, stage: int, count: int) -> list[Snapshot]:
 
 def main() -> None:
     """Trains and saves."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    for task, options in TASKS.items():
-        agent = natgrad.TRPO(task, natgrad.TRPOConfig(**TRAINED, **options))
-        for stage in tqdm([stage for stage in STAGES if stage > 0], task):
+    parser = harness.parser(__doc__)
+    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS), help="tasks")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="for the checkpoints")
+    quick = {"task": ["CartPole-v1"], "folder": Path(tempfile.gettempdir())}
+    options = harness.parse(parser, quick)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for task in options.task:
+        agent = natgrad.TRPO(task, natgrad.TRPOConfig(**TRAINED, **TASKS[task]))
+        for stage in tqdm([stage for stage in STAGES if stage > 0], task, disable=None):
             agent.learn(stage - agent.num_timesteps)
-            agent.save(FOLDER / f"{task}-{stage // 1000}k.npz")
+            agent.save(options.folder / f"{task}-{stage // 1000}k.npz")
         agent.close()
 
 

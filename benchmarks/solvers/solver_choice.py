@@ -1,27 +1,24 @@
 """Where direct solves win, and whether the core's cost model knows.
 
-    python benchmarks/solver_choice.py --threads 1
-    python benchmarks/solver_choice.py --dtype float64 --products 3
+    python -m benchmarks.solvers.solver_choice --threads 1
+    python -m benchmarks.solvers.solver_choice --dtype float64 --products 3
 
-Each row times the solve of a whole update in every way that there is, in turns, with all that it
-makes first: adjoints, matrices, factors. `chosen` is what solver="auto" takes; `ratio` is its time
-divided by that of the best. Every direct solution is checked before. Exits with 1 if a ratio
+Each row times the solve in a whole update by every solver, in turn, with everything that it
+computes first: adjoints, matrices, factors. `chosen` is what solver="auto" takes; `ratio` is its
+time divided by that of the best. Every direct solution is checked before. Exits with 1 if a ratio
 exceeds --tolerance.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import itertools
 import statistics
-import time
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 import natgrad
+from benchmarks import harness
 from natgrad import _core, bench
 
 SOLVERS: tuple[_core.SolverName, ...] = ("cg", "kronecker", "dense", "sample")
@@ -38,7 +35,7 @@ MOST_SAMPLES = 600  # nor do larger ones of the sample form
 
 
 class Problem:
-    """A policy, a batch, and updates that take steps too short to change what they are given."""
+    """A policy, a batch, and updates whose steps are too short to change the policy."""
 
     def __init__(self, inputs: int, hidden: tuple[int, ...], distribution: _core.Distribution,
                  rows: int, dtype: _core.DTypeName, products: int) -> None:  # fmt: skip
@@ -56,19 +53,19 @@ class Problem:
         }  # fmt: skip
 
     def solvers(self) -> list[_core.SolverName]:
-        """Those that this problem has, and that are not hopeless."""
+        """Those that can solve this problem, and are not hopelessly slow."""
         samples = len(self.observations) * self.policy.distribution.action_size
         hopeless = {"dense": self.policy.parameters.size > MOST_PARAMETERS,
                     "sample": samples > MOST_SAMPLES}  # fmt: skip
         return [s for s in SOLVERS if not hopeless.get(s, False) and self.solve(s)[1] == s]
 
     def solve(self, name: str) -> tuple[float, _core.SolverName]:
-        """Seconds of the solve within an update, and what solved."""
+        """Seconds of the solve within an update, and the solver."""
         report = self.updates[name](self.policy, self.batch)
         return report.timings["solve"], report.solver
 
     def check(self, solvers: list[_core.SolverName], tolerance: float) -> None:
-        """Compares with the dense solution, or of large matrices with b by a product."""
+        """Compares with a dense solve; for large matrices, compares a product with b."""
         fisher = _core.Fisher(self.policy, self.observations, damping=DAMPING)
         b = self.policy.score(self.observations, self.batch.actions, self.batch.advantages)
         small = b.size <= MOST_PARAMETERS
@@ -82,33 +79,25 @@ class Problem:
 def timed(
     problem: Problem, solvers: list[_core.SolverName], seconds: float
 ) -> dict[_core.SolverName, float]:
-    """Median seconds of each, one after the other in rounds."""
-    taken: dict[_core.SolverName, list[float]] = {name: [] for name in solvers}
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until or len(taken["cg"]) < 5:
-        for name in solvers:
-            taken[name].append(problem.solve(name)[0])
+    """Median seconds of each, in turn."""
+    turns = {name: (lambda name=name: problem.solve(name)[0]) for name in solvers}
+    taken = harness.take_turns(turns, rounds=5, seconds=seconds)
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
 def main() -> int:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
-    parser.add_argument("--products", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=natgrad.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=0.1, help="on each row")
+    parser = harness.parser(__doc__, dtype="float32", threads=None, seconds=0.1, output=None)
+    parser.add_argument("--products", type=int, default=10, help="of conjugate gradients")
     parser.add_argument("--tolerance", type=float, default=1.2, help="greatest ratio allowed")
-    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--output", help="a CSV file for the times")
-    options = parser.parse_args()
-    natgrad.set_num_threads(options.threads)
-    about = natgrad.show_config()
-    print(f"natgrad {about['version']}, ISA level {about['isa']}, {options.threads} threads,",
-          f"{options.dtype}, {options.products} products of conjugate gradients")  # fmt: skip
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="observations")
+    options = harness.parse(parser, {"rows": [32], "seconds": 0.0, "tolerance": np.inf})
+    harness.announce(options.dtype)
+    print(f"{options.products} products of conjugate gradients")
     names = "".join(f"{name:>12}" for name in SOLVERS)
     print(f"{'network':<13}{'distribution':<20}{'N':>6}{names}  {'chosen':<10}{'ratio':>6}")
-    worst, table = 1.0, []
+    worst = 1.0
+    table: list[harness.Row] = []
     for hidden, inputs, distribution, rows in itertools.product(
         HIDDEN, INPUTS, DISTRIBUTIONS, options.rows
     ):
@@ -120,17 +109,15 @@ def main() -> int:
         seconds = timed(problem, solvers, options.seconds)
         ratio = seconds[chosen] / min(seconds.values())
         worst = max(worst, ratio)
-        row = ["-".join(map(str, (inputs, *hidden))), repr(distribution), rows]
-        times = [seconds.get(name) for name in SOLVERS]
-        table.append([*row, *times, chosen])
-        cells = "".join(f"{t * 1e6:>9.0f} us" if t else f"{'-':>12}" for t in times)
-        print(f"{row[0]:<13}{row[1]:<20}{rows:>6}{cells}  {chosen:<10}{ratio:>6.2f}", flush=True)
+        network = "-".join(map(str, (inputs, *hidden)))
+        row = {"network": network, "distribution": repr(distribution), "N": rows}
+        times = {name: seconds.get(name) for name in SOLVERS}
+        table.append(row | times | {"chosen": chosen})
+        cells = "".join(f"{t * 1e6:>9.0f} us" if t else f"{'-':>12}" for t in times.values())
+        print(f"{network:<13}{distribution!r:<20}{rows:>6}{cells}  {chosen:<10}{ratio:>6.2f}",
+              flush=True)  # fmt: skip
     print(f"greatest ratio {worst:.2f}")
-    if options.output:
-        with Path(options.output).open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["network", "distribution", "N", *SOLVERS, "chosen"])
-            writer.writerows(table)
+    harness.write_rows(options.output, table)
     return int(worst > options.tolerance)
 
 

@@ -1,20 +1,20 @@
-"""Where do stopping rules end a solve, and how far off is it there?
+"""Where do stopping rules end a solve, and how large is its error there?
 
-    python benchmarks/stopping.py [--task HalfCheetah-v5 ...] [--steps 60000] [--damping 0.1 0.01]
+    python -m benchmarks.solvers.stopping [--task HalfCheetah-v5 ...] [--damping 0.1 0.01]
 
-Trains TRPO for some steps and takes the system of its next update: F, g. Prints, against a dense
-solve, the error in the (F + damping I)-norm after so many products beside the relative residual,
-then for the relative-progress test the products until it ends and the error there, over its
-tolerance and its window.
+Trains TRPO for some steps and takes the system of its next update, F and g. Prints the error
+against a dense solve in the (F + damping I)-norm and the relative residual after several numbers of
+products. Then prints, for tolerances and windows of the relative-progress test, after how many
+products it ends and the error there.
 """
 
-import argparse
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import natgrad
+from benchmarks import harness
 
 PRODUCTS = (1, 2, 3, 5, 7, 10, 15, 20, 30)
 TOLERANCES = (5e-4, 2e-3, 5e-3, 1e-2, 2e-2)
@@ -46,13 +46,14 @@ def distance(x: NDArray[Any], exact: NDArray[Any], matrix: NDArray[Any]) -> floa
 
 def main() -> None:
     """Prints both tables for every task and damping."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument(
-        "--task", nargs="+", default=["CartPole-v1", "Pendulum-v1", "Hopper-v5", "HalfCheetah-v5"]
-    )
-    parser.add_argument("--steps", type=int, default=60_000)
-    parser.add_argument("--damping", type=float, nargs="+", default=[0.1, 0.01])
-    options = parser.parse_args()
+    parser = harness.parser(__doc__)
+    tasks = ["CartPole-v1", "Pendulum-v1", "Hopper-v5", "HalfCheetah-v5"]
+    parser.add_argument("--task", nargs="+", default=tasks, help="environments")
+    parser.add_argument("--steps", type=int, default=60_000, help="of training")
+    parser.add_argument("--damping", type=float, nargs="+", default=[0.1, 0.01], help="values")
+    quick = {"task": ["CartPole-v1"], "steps": 2048, "damping": [0.1]}
+    options = harness.parse(parser, quick)
+    harness.announce()
     for task in options.task:
         fisher, gradient = system(task, options.steps)
         dense = fisher.to_dense()
