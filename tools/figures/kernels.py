@@ -1,19 +1,27 @@
-"""Draws kernels.png, a tile's way through the layers: `python docs/images/kernels.py`."""
+"""Draws docs/images/kernels.png, the way of a tile through the layers.
+
+python tools/figures/kernels.py
+"""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 mpl.use("agg")
+
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
 STREAMED, PACKED, TILE, SHARD = "#cfe2f3", "#fce5cd", "#d9ead3", "#ead1dc"
 EDGE, DARK = "#444444", "#222222"
 
 
-def box(ax: Axes, x: float, y: float, text: str, colour: str, w: float = 1.7, h: float = 0.8):
+def box(ax: Axes, x: float, y: float, text: str, colour: str, w: float = 1.7,
+        h: float = 0.8) -> None:  # fmt: skip
     """A labelled box around (x, y)."""
     shape = FancyBboxPatch(
         (x - w / 2, y - h / 2), w, h, boxstyle="round,pad=0.02,rounding_size=0.08",
@@ -24,14 +32,16 @@ def box(ax: Axes, x: float, y: float, text: str, colour: str, w: float = 1.7, h:
 
 
 def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], strong: bool = False,
-          behind: bool = False):  # fmt: skip
-    """Thick for what the tile becomes, thin for what it meets."""
-    style = {"lw": 2.6, "color": "#222222"} if strong else {"lw": 1.1, "color": "#666666"}
+          behind: bool = False) -> None:  # fmt: skip
+    """An arrow: thick for what the tile becomes, thin for what it is combined with."""
+    style: dict[str, Any] = (
+        {"lw": 2.6, "color": "#222222"} if strong else {"lw": 1.1, "color": "#666666"}
+    )
     style["zorder"] = 0 if behind else 2
     ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, **style))
 
 
-def draw() -> plt.Figure:
+def draw() -> Figure:
     """The picture for a network of three layers."""
     figure, ax = plt.subplots(figsize=(9, 8))
     ax.set(xlim=(0, 11.2), ylim=(-0.85, 9.65))
@@ -51,7 +61,7 @@ def draw() -> plt.Figure:
         ax.text(0.16, 7.75 - 1.92 * shard, f"shard {shard}", rotation=90, va="center",
                 ha="center", fontsize=10.5)  # fmt: skip
 
-    # Rows of the picture: forward mode to the right, reverse mode back to the left.
+    # Forward mode goes to the right, reverse mode below it to the left.
     x, forward, backward, cached, gradients = (3.6, 6.3, 9.0), 7.2, 2.95, 5.1, 1.15
     ax.text(6.3, 9.3, "forward mode:  $u_l = h_{l-1}\\,dW_l^T + dh_{l-1}W_l^T + db_l$",
             ha="center", fontsize=11.5, weight="bold")  # fmt: skip
@@ -104,4 +114,4 @@ def draw() -> plt.Figure:
 
 
 if __name__ == "__main__":
-    draw().savefig(Path(__file__).with_suffix(".png"), dpi=100)
+    draw().savefig(IMAGES / "kernels.png", dpi=100)

@@ -1,9 +1,9 @@
-"""Draws error-products.png and error-time.png from the curves of the solver benchmark.
+"""Draws docs/images/error-products.png and error-time.png from benchmarks/results/curves.csv.
 
-    python benchmarks/time_to_accuracy.py --threads 1 --stage 60000 --task HalfCheetah-v5 \
+    python -m benchmarks.solvers.time_to_accuracy --threads 1 --stage 60000 --task HalfCheetah-v5 \
         Hopper-v5 --method kfac subsample diagonal "nystrom 10" \
         --curves benchmarks/results/curves.csv
-    python docs/images/solvers.py
+    python tools/figures/solvers.py
 """
 
 import csv
@@ -14,8 +14,8 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-HERE = Path(__file__).parent
-DATA = HERE.parents[1] / "benchmarks" / "results" / "curves.csv"
+ROOT = Path(__file__).parents[2]
+DATA, IMAGES = ROOT / "benchmarks" / "results" / "curves.csv", ROOT / "docs" / "images"
 NAMES = {
     "plain": "plain",
     "kfac": "K-FAC",
@@ -23,7 +23,7 @@ NAMES = {
     "diagonal": "diagonal",
     "nystrom 10": "Nystrom, rank 10",
 }
-IN_TIME = ("plain", "kfac", "subsample")  # the others take longer than ten products to make
+IN_TIME = ("plain", "kfac", "subsample")  # computing the others takes longer than ten products
 MOST = 10  # products shown
 
 
@@ -59,8 +59,8 @@ def main() -> None:
         axes[0].set_ylabel("relative error in the\n(F + damping I)-norm", fontsize=9)
         axes[-1].legend(fontsize=7)
         figure.tight_layout()
-        figure.savefig(HERE / name, dpi=110)
-        print(f"wrote {HERE / name}")
+        figure.savefig(IMAGES / name, dpi=110)
+        print(f"wrote {IMAGES / name}")
 
 
 if __name__ == "__main__":
