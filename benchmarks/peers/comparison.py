@@ -74,9 +74,11 @@ def _check(problem: Problem, peer: Peer) -> float:
     step = problem.step
     if peer.damped:
         update = _core.TrustRegionUpdate(
-            max_kl=MAX_KL, damping=DAMPING, cg_iterations=CG_ITERATIONS, cg_rtol=0.0,
-            damped_step=True,
-        )  # fmt: skip
+            max_kl=MAX_KL,
+            damping=DAMPING,
+            solver=_core.ConjugateGradient(CG_ITERATIONS, rtol=0.0, or_direct=True),
+            step_scale="damped",
+        )
         problem.restore()
         update(problem.policy, problem.batch)
         step = (problem.policy.parameters - problem.start).astype(np.float64)

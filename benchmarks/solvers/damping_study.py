@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import natgrad
 from benchmarks import harness, pictures
 from benchmarks.harness import Row
 from benchmarks.training import train
@@ -38,23 +39,19 @@ DAMPING: dict[str, dict[str, Any]] = {
     "fixed-0.1": {"damping": 0.1},
     "fixed-0.01": {"damping": 0.01},
     # The mean of F's diagonal is 0.02 to 0.04 on the MuJoCo tasks, so 3 times that is about 0.1.
-    "trace-3": {"damping_mode": "trace", "damping": 3.0},
-    "trace-0.3": {"damping_mode": "trace", "damping": 0.3},
-    "adaptive-0.1": {"damping_mode": "adaptive", "damping": 0.1},
-    "adaptive-0.1-floor-0.02": {
-        "damping_mode": "adaptive",
-        "damping": 0.1,
-        "damping_min": 0.02,
-    },
+    "trace-3": {"damping": natgrad.TraceDamping(3.0)},
+    "trace-0.3": {"damping": natgrad.TraceDamping(0.3)},
+    "adaptive-0.1": {"damping": natgrad.AdaptiveDamping(0.1)},
+    "adaptive-0.1-floor-0.02": {"damping": natgrad.AdaptiveDamping(0.1, low=0.02)},
 }
 STOPPING: dict[str, dict[str, Any]] = {
     "ten": {"cg_iterations": 10},
     "one": {"cg_iterations": 1},
     "three": {"cg_iterations": 3},
-    "residual-0.1": {"cg_iterations": 30, "cg_rtol": 0.1},
-    "progress-0.01": {"cg_iterations": 30, "cg_progress_tolerance": 0.01},
-    "ten-warm": {"cg_iterations": 10, "warm_start": True},
-    "five-warm": {"cg_iterations": 5, "warm_start": True},
+    "residual-0.1": {"solver": natgrad.ConjugateGradient(30, rtol=0.1)},
+    "progress-0.01": {"solver": natgrad.ConjugateGradient(30, stop=natgrad.Progress(0.01))},
+    "ten-warm": {"solver": natgrad.ConjugateGradient(10, warm_start=True)},
+    "five-warm": {"solver": natgrad.ConjugateGradient(5, warm_start=True)},
     "auto": {"preconditioner": "auto", "cg_iterations": 10},
     "kfac-one": {"preconditioner": "kfac", "cg_iterations": 1},
     "kfac-two": {"preconditioner": "kfac", "cg_iterations": 2},

@@ -45,12 +45,15 @@ class Problem:
         self.observations = rng.normal(size=(rows, inputs)).astype(dtype)
         actions, _ = self.policy.sample(self.observations, natgrad.Rng(0))
         self.batch = natgrad.Batch(self.observations, actions, rng.normal(size=rows))
+        cg = natgrad.ConjugateGradient(products, rtol=0.0)
+        values = {"auto": cg.replace(or_direct=True), "cg": cg}
         names: tuple[Literal["auto"] | _core.SolverName, ...] = ("auto", *SOLVERS)
         self.updates: dict[str, natgrad.TrustRegionUpdate] = {
-            name: natgrad.TrustRegionUpdate(max_kl=1e-12, damping=DAMPING, cg_iterations=products,
-                                            cg_rtol=0.0, line_search=None, solver=name)
+            name: natgrad.TrustRegionUpdate(
+                max_kl=1e-12, damping=DAMPING, line_search=None, solver=values.get(name, name)
+            )
             for name in names
-        }  # fmt: skip
+        }
 
     def solvers(self) -> list[_core.SolverName]:
         """Those that can solve this problem, and are not hopelessly slow."""

@@ -42,17 +42,13 @@ TRIALS_EVERY = 50  # updates from one trial of preconditioner="auto" to the next
 METHODS: dict[str, dict[str, Any]] = {
     "kfac": {"preconditioner": "kfac"},
     "subsample": {"preconditioner": "subsample"},
-    "subsample, 8, 2": {
-        "preconditioner": "subsample",
-        "subsample_every": 8,
-        "subsample_iterations": 2,
-    },
+    "subsample, 8, 2": {"preconditioner": natgrad.Subsample(every=8, iterations=2)},
     "auto": {"preconditioner": "auto"},
     "jax": {},
-    "kfac, all": {"preconditioner": "kfac", "kfac_every": 1},
-    "kfac, every 2": {"preconditioner": "kfac", "kfac_every": 2},
-    "kfac, every 4": {"preconditioner": "kfac", "kfac_every": 4},
-    "kfac, every 8": {"preconditioner": "kfac", "kfac_every": 8},
+    "kfac, all": {"preconditioner": natgrad.KFac(every=1)},
+    "kfac, every 2": {"preconditioner": natgrad.KFac(every=2)},
+    "kfac, every 4": {"preconditioner": natgrad.KFac(every=4)},
+    "kfac, every 8": {"preconditioner": natgrad.KFac(every=8)},
 }
 # Operators that updates do not have; conjugate gradients are called with them.
 OPERATORS: dict[str, Callable[[natgrad.Fisher, float], natgrad.Preconditioner]] = {
@@ -60,7 +56,7 @@ OPERATORS: dict[str, Callable[[natgrad.Fisher, float], natgrad.Preconditioner]] 
     "nystrom 10": lambda fisher, damping: natgrad.NystromPreconditioner(fisher, 10, damping),
     "nystrom 50": lambda fisher, damping: natgrad.NystromPreconditioner(fisher, 50, damping),
 }
-DEFAULTS = natgrad.TRPOConfig()
+NAMED: dict[Any, Any] = {"kfac": natgrad.KFac(), "subsample": natgrad.Subsample()}
 FASTEST_JAX: dict[str, str] = {}  # by task, once all ways have been tried
 
 
@@ -84,7 +80,7 @@ class System:
             damping=damping,
             rtol=1e-8,
             max_iterations=3000,
-            preconditioner=natgrad.KFac(self.exact, damping, every=1, all_columns=True),
+            preconditioner=natgrad.KroneckerFactors(self.exact, damping, every=1, all_columns=True),
         )
         if best.status is not natgrad.CgStatus.CONVERGED:
             raise RuntimeError(f"{snapshot.name}, damping {damping}: {best.message}")
@@ -103,15 +99,14 @@ class System:
         """What an update with this method uses; None if that is nothing."""
         if name in OPERATORS:
             return OPERATORS[name](self.fisher, self.damping)
-        method = METHODS.get(name, {})
-        every = {"every": method["kfac_every"]} if "kfac_every" in method else {}
-        if method.get("preconditioner") == "kfac":
-            return natgrad.KFac(self.fisher, self.damping, **every)
-        if method.get("preconditioner") == "subsample":
-            part = self.part(method.get("subsample_every", DEFAULTS.subsample_every))
-            iterations = method.get("subsample_iterations", DEFAULTS.subsample_iterations)
-            factors = natgrad.KFac(part, 8 * self.damping, **every)
-            return natgrad.InnerSolver(part, 1.5 * self.damping, iterations, factors)
+        option = METHODS.get(name, {}).get("preconditioner")
+        option = NAMED.get(option, option)
+        if isinstance(option, natgrad.KFac):
+            return natgrad.KroneckerFactors(self.fisher, self.damping, every=option.every)
+        if isinstance(option, natgrad.Subsample):
+            part = self.part(option.every)
+            factors = natgrad.KroneckerFactors(part, 8 * self.damping)
+            return natgrad.InnerSolver(part, 1.5 * self.damping, option.iterations, factors)
         return None
 
     def solve(self, products: int, name: str) -> Doubles:
@@ -135,11 +130,19 @@ class System:
         return natgrad.Fisher(self.snapshot.policy, observations, fraction=1 / every)
 
 
+def update_of(name: str, products: int, damping: float, last: bool) -> natgrad.TrustRegionUpdate:
+    """An update with a method, and whether it computes the residual of the last product."""
+    cg = natgrad.ConjugateGradient(products, rtol=0.0, last_residual=last, or_direct=True)
+    return natgrad.TrustRegionUpdate(
+        damping=damping, solver=cg, line_search=None, **METHODS.get(name, {})
+    )
+
+
 class Solver:
     """Makes an update of a snapshot, undoes it, and keeps its report."""
 
-    def __init__(self, snapshot: Snapshot, **options: Any) -> None:
-        self.update = natgrad.TrustRegionUpdate(cg_rtol=0.0, line_search=None, **options)
+    def __init__(self, snapshot: Snapshot, update: natgrad.TrustRegionUpdate) -> None:
+        self.update = update
         self.snapshot, self.before = snapshot, np.array(snapshot.policy.parameters)
         self.report = self.update(snapshot.policy, snapshot.batch)  # allocates memory
         snapshot.policy.parameters = self.before
@@ -210,8 +213,7 @@ def solver_of(system: System, name: str, products: int, last: bool) -> Callable[
     """Seconds of the solve with a method, its preconditioner included."""
     if name in OPERATORS:
         return functools.partial(harness.timed, functools.partial(system.solve, products, name))
-    options = {"damping": system.damping, "cg_iterations": products, "cg_last_residual": last}
-    return Solver(system.snapshot, **options, **METHODS.get(name, {}))
+    return Solver(system.snapshot, update_of(name, products, system.damping, last))
 
 
 def row_of(
@@ -273,10 +275,6 @@ def show_consecutive(task: str, stage: int, damping: float, options: argparse.Na
     """Prints for each method how many products consecutive updates of a run take."""
     count = options.consecutive
     steps = consecutive(task, stage, count)
-    common = {
-        "damping": damping, "cg_rtol": 0.0, "line_search": None,
-        "cg_last_residual": options.last_residual,
-    }  # fmt: skip
 
     def solve(step: int, update: natgrad.TrustRegionUpdate) -> natgrad.UpdateReport:
         snapshot = steps[step]
@@ -287,8 +285,7 @@ def show_consecutive(task: str, stage: int, damping: float, options: argparse.Na
 
     def updates(products: int, name: str) -> Iterator[natgrad.UpdateReport]:
         """One after the other and again from the first."""
-        method = METHODS.get(name, {})
-        update = natgrad.TrustRegionUpdate(cg_iterations=products, **common, **method)
+        update = update_of(name, products, damping, options.last_residual)
         return (solve(step, update) for step in itertools.cycle(range(count)))
 
     def first(products: int, name: str) -> list[float]:
