@@ -358,8 +358,8 @@ def _critic_fit(problem: Problem) -> Piece:
     )
     if not (report.accepted and report.explained_variance > report.explained_variance_before):
         raise WrongAnswerError(f"critic fit: {report.message}; not timed")
-    # By default there are 4 steps of a gradient, 5 products and a candidate, which is linearised. So
-    # are the start, the start after decay, and the point to which a refused candidate returns.
+    # By default there are 4 steps of a gradient, 5 products and a candidate, which is linearised;
+    # so are the start, the start after decay, and the point to which a refused candidate returns.
     passes = [shape.operations(*count, outputs=1) for count in ((1, 2), (2, 4), (1, 1))]
     each = passes[0] + 5 * passes[1] + passes[2]
     return run, 4 * each + (2 + 4 - report.steps) * passes[2]
