@@ -19,11 +19,15 @@ from benchmarks import harness
 from benchmarks.kernels.builds import Edit, build, run
 from natgrad import bench
 
-KERNELS, MODEL = "cpp/natgrad/kernels/dense_layer.cpp", "cpp/natgrad/model/*.cpp"
+KERNELS, MODEL = ("cpp/natgrad/kernels/*.?pp",), ("cpp/natgrad/model/*.?pp",)
+PRODUCTS = tuple(  # without the peak, which has unrolled loops too
+    f"cpp/natgrad/kernels/{name}.?pp"
+    for name in ("block", "epilogue", "multiply", "narrow", "accumulate")
+)
 WITHOUT = {
     "(as it is)": None,
     "prefetch": Edit(KERNELS, r"__builtin_prefetch\(", "(void)("),
-    "unrolled blocks": Edit(KERNELS, r"#pragma GCC unroll \d+", ""),
+    "unrolled blocks": Edit(PRODUCTS, r"#pragma GCC unroll \d+", ""),
     "passes of limited depth": Edit(KERNELS, r"(constexpr Index kDepth =) \d+;", r"\1 1 << 20;"),
     "tiles: whole shards": Edit(MODEL, r"(constexpr Index kTileRows =) \d+;", r"\1 1 << 20;"),
     "narrow products": Edit(MODEL, r"return rest <= [^;]*;", "return 0;"),

@@ -18,12 +18,12 @@ class Edit:
     """A replacement in the sources of the core.
 
     Attributes:
-        files: pattern of their paths, below the root; at least one of them has a match.
+        files: patterns of their paths, below the root; at least one file has a match.
         pattern: the regular expression.
         replacement: as in `re.sub`.
     """
 
-    files: str
+    files: tuple[str, ...]
     pattern: str
     replacement: str
 
@@ -34,13 +34,13 @@ class Edit:
             RuntimeError: nothing matches.
         """
         matches = 0
-        for path in root.glob(self.files):
+        for path in (path for files in self.files for path in root.glob(files)):
             text, found = re.subn(self.pattern, self.replacement, path.read_text())
             if found:
                 path.write_text(text)
             matches += found
         if not matches:
-            raise RuntimeError(f"{self.files} has no {self.pattern}")
+            raise RuntimeError(f"{', '.join(self.files)}: nothing matches {self.pattern}")
 
 
 def build(folder: Path, edit: Edit | None = None) -> Path:

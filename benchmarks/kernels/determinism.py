@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks import harness
 from benchmarks.kernels.builds import Edit, build, run
 
-ONE_SHARD = Edit("cpp/natgrad/model/*.cpp", r"(constexpr Index kMaxShards =) \d+;", r"\1 1;")
+ONE_SHARD = Edit(("cpp/natgrad/model/*.?pp",), r"(constexpr \w+ kMaxShards =) \d+;", r"\1 1;")
 UPDATE = """
 import json, time
 import numpy as np
