@@ -32,8 +32,8 @@ TINY = [
 NUMBER = r"\d+(\.\d+)?"
 
 
-def command(*arguments):
-    return run("-m", "natgrad.cli", "bench", *arguments, cwd=ROOT)
+def command(*arguments, timeout=60):
+    return run("-m", "natgrad.cli", "bench", *arguments, timeout=timeout, cwd=ROOT)
 
 
 # The peak --------------------------------------------------------------------------------------
@@ -199,7 +199,9 @@ def test_ratios_compare_the_same_round(monkeypatch):
 
 def test_libraries_that_are_missing_are_named_with_the_command_that_installs_them():
     absent = [name for name, spec in peers.PEERS.items() if not importlib.util.find_spec(spec[0])]
-    code, output, errors = command("peers", "--shape", "S1", "--seconds", 0, "--threads", 1)
+    code, output, errors = command(
+        "peers", "--shape", "S1", "--seconds", 0, "--threads", 1, timeout=240
+    )
     assert (code, errors) == (0, "")
     for name in peers.PEERS:
         assert (f"not installed: {name} (pip install " in output) == (name in absent)
