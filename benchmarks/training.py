@@ -5,6 +5,8 @@ from typing import Any
 
 import natgrad
 from benchmarks.harness import Row
+from natgrad.agents.agent import Agent
+from natgrad.agents.config import TRPOConfig
 from natgrad.rollouts.environments import EnvironmentLike
 
 
@@ -25,11 +27,11 @@ def train(env: EnvironmentLike, steps: int, options: dict[str, Any], seed: int) 
     returns: list[tuple[int, float]] = []  # steps so far, return of an episode
     logs: list[dict[str, Any]] = []
 
-    def note(agent: natgrad.Agent, log: Any) -> None:
+    def note(agent: Agent, log: Any) -> None:
         returns.extend((agent.num_timesteps, e.total_reward) for e in agent.last_episodes)
         logs.append(dict(log))
 
-    agent = natgrad.TRPO(env, natgrad.TRPOConfig(seed=seed, **options))
+    agent = natgrad.TRPO(env, TRPOConfig(seed=seed, **options))
     agent.learn(steps, callback=note)
     seconds = agent.training_seconds
     agent.close()

@@ -86,9 +86,9 @@ def test_line_search(benchmark: Benchmark) -> None:
         return fraction, 0.02 * fraction**2
 
     arguments = (evaluate, 1.0, 0.01 * 0.8**6)
-    result = natgrad.backtracking_line_search(*arguments)
-    assert result.status is natgrad.LineSearchStatus.ACCEPTED
-    benchmark(natgrad.backtracking_line_search, *arguments)
+    result = _core.backtracking_line_search(*arguments)
+    assert result.status is _core.LineSearchStatus.ACCEPTED
+    benchmark(_core.backtracking_line_search, *arguments)
 
 
 def test_update(benchmark: Benchmark, problem: Problem) -> None:

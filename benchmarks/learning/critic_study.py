@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 
 import natgrad
 from benchmarks import harness
+from natgrad.agents.agent import Agent
+from natgrad.agents.config import TRPOConfig
 
 TASKS = {"HalfCheetah-v5": 2000, "Hopper-v5": 2048, "CartPole-v1": 2048,
          "LunarLanderContinuous-v3": 2048}  # fmt: skip
@@ -50,7 +52,7 @@ KEYS, COLUMNS = ("task", "fit", "seed"), ("targets", "rewards", "spread")
 class Recorder:
     """Keeps the rollouts of an agent in training, each with the normaliser it was seen through."""
 
-    def __init__(self, agent: natgrad.Agent) -> None:
+    def __init__(self, agent: Agent) -> None:
         self.rollouts: list[tuple[Any, Any]] = []
         self._advantages = agent._advantages
         self._critic = agent.critic
@@ -67,7 +69,7 @@ def record(
     task: str, seed: int, rollouts: int
 ) -> tuple[natgrad.ValueFunction, list[tuple[Any, Any]]]:
     """A critic that has seen nothing, and the rollouts of a run with their normalisers."""
-    agent = natgrad.TRPO(task, natgrad.TRPOConfig(seed=seed, batch_size=TASKS[task]))
+    agent = natgrad.TRPO(task, TRPOConfig(seed=seed, batch_size=TASKS[task]))
     critic, recorder = agent.critic.copy(), Recorder(agent)
     agent.learn(rollouts * TASKS[task])
     agent.close()

@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 import natgrad
 from benchmarks import harness
 from natgrad import bench
+from natgrad.rollouts.environments import Environments
 from natgrad.rollouts.normalization import RunningMoments
+from natgrad.rollouts.rollout import collect
 
 with harness.needs("natgrad[sb3,mujoco]"):
     import sb3_contrib
@@ -105,7 +107,7 @@ def timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
 
 def follow(seed: int, rollouts: int) -> list[dict[str, float]]:
     """One run: seconds and explained variances for each rollout."""
-    environments = natgrad.Environments(TASK, seed=seed)
+    environments = Environments(TASK, seed=seed)
     policy = natgrad.Policy.for_spaces(
         environments.observation_space, environments.action_space, seed=seed
     )
@@ -114,7 +116,7 @@ def follow(seed: int, rollouts: int) -> list[dict[str, float]]:
     moments, rng, theirs = RunningMoments(policy.observation_size), natgrad.Rng(seed), Theirs(seed)
     found = []
     for k in range(rollouts):
-        rollout = natgrad.collect(policy, environments, EPISODE * EPISODES, rng)
+        rollout = collect(policy, environments, EPISODE * EPISODES, rng)
         mean, std, clip = policy.normalizer
         rows = np.clip((rollout.observations[:, 0] - mean) / std, -clip, clip).astype(np.float32)
         finals = np.clip((rollout.final_observations - mean) / std, -clip, clip)

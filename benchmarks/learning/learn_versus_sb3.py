@@ -24,6 +24,7 @@ import numpy as np
 
 import natgrad
 from benchmarks import harness
+from natgrad.agents.config import TRPOConfig
 
 with harness.needs("natgrad[sb3,mujoco]"):
     import sb3_contrib
@@ -60,7 +61,7 @@ def build(task: str, seed: int) -> tuple[Any, dict[str, natgrad.TRPO]]:
     ours = {
         name: natgrad.TRPO(
             task,
-            natgrad.TRPOConfig(
+            TRPOConfig(
                 seed=seed,
                 batch_size=STEPS,
                 gamma=0.99,

@@ -37,6 +37,8 @@ import natgrad
 from benchmarks import harness, pictures
 from benchmarks.harness import Row
 from benchmarks.pictures import numbers
+from natgrad.agents.agent import Agent
+from natgrad.agents.config import TRPOConfig
 from natgrad.agents.statistics import bootstrap_interval, interquartile_mean
 
 # Environment steps, and the best published return of TRPO or NPG after as many steps.
@@ -87,7 +89,7 @@ def ours(task: str, steps: int, seed: int, agent: natgrad.TRPO) -> Row:
     episodes: Episodes = []
     began = time.process_time()
 
-    def note(agent: natgrad.Agent, log: Any) -> None:
+    def note(agent: Agent, log: Any) -> None:
         now = time.process_time() - began
         episodes.extend((agent.num_timesteps, now, e.total_reward) for e in agent.last_episodes)
 
@@ -109,7 +111,7 @@ def with_envpool(task: str, steps: int, seed: int) -> Row:
 
 def with_defaults(task: str, steps: int, seed: int) -> Row:
     """One run of natgrad with the defaults of TRPOConfig, without a preset."""
-    return ours(task, steps, seed, natgrad.TRPO(task, natgrad.TRPOConfig(seed=seed)))
+    return ours(task, steps, seed, natgrad.TRPO(task, TRPOConfig(seed=seed)))
 
 
 def zoo(task: str, steps: int, seed: int) -> Row:

@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 
 import natgrad
 from benchmarks import harness
+from natgrad.rollouts.environments import Environments
 from natgrad.rollouts.normalization import RunningMoments
+from natgrad.rollouts.rollout import Rollout, collect
 
 WANTED = {"HalfCheetah-v5": 0.80, "CartPole-v1": 0.45}
 STEPS = {"HalfCheetah-v5": 2048, "CartPole-v1": 8192}  # a round of one stepper, over all copies
@@ -35,7 +37,7 @@ class Collector:
     """Collects as an agent does, from the library's public pieces."""
 
     def __init__(self, task: str, stepper: Any, n_envs: int) -> None:
-        self.environments = natgrad.Environments(task, n_envs, stepper=stepper)
+        self.environments = Environments(task, n_envs, stepper=stepper)
         spaces = self.environments.observation_space, self.environments.action_space
         self.policy = natgrad.Policy.for_spaces(*spaces)
         self.critic = natgrad.ValueFunction(self.policy.observation_size)
@@ -59,9 +61,9 @@ class Collector:
                 actions, self._rows[t + 1], self._rewards[t], ends[0, t], ends[1, t]
             )
 
-    def collect(self) -> tuple[natgrad.Rollout, NDArray[Any]]:
+    def collect(self) -> tuple[Rollout, NDArray[Any]]:
         """A rollout with its values; advantages and the normaliser as well."""
-        rollout = natgrad.collect(self.policy, self.environments, self.steps, self.rng)
+        rollout = collect(self.policy, self.environments, self.steps, self.rng)
         rows = rollout.observations.reshape(-1, self.policy.observation_size)
         values = np.asarray(self.critic.predict(rows)).reshape(rollout.observations.shape[:2])
         following = values[1:].copy()

@@ -17,6 +17,9 @@ from tqdm import tqdm
 
 import natgrad
 from benchmarks import harness
+from natgrad.agents.agent import Agent
+from natgrad.agents.config import TRPOConfig
+from natgrad.rollouts.rollout import collect
 
 FOLDER = harness.RESULTS / "snapshots"
 STAGES = (0, 60_000, 300_000)
@@ -48,7 +51,7 @@ class Snapshot:
 
 def _agent(task: str, stage: int) -> natgrad.TRPO:
     if stage == 0:
-        return natgrad.TRPO(task, natgrad.TRPOConfig(**TRAINED, **TASKS[task]))
+        return natgrad.TRPO(task, TRPOConfig(**TRAINED, **TASKS[task]))
     path = FOLDER / f"{task}-{stage // 1000}k.npz"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; run python -m benchmarks.solvers.snapshots")
@@ -59,6 +62,18 @@ def _standardised(advantages: Any) -> Any:
     return (advantages - advantages.mean()) / advantages.std()
 
 
+def next_batch(agent: Agent) -> natgrad.Batch:
+    """A batch that the agent's next update could see, with standardised advantages."""
+    steps = agent.config.batch_size
+    rollout = collect(agent.policy, agent._environments, steps, natgrad.Rng(1))
+    advantages, _ = agent._advantages(rollout)
+    return natgrad.Batch(
+        rollout.observations[:-1, 0],
+        rollout.actions[:, 0],
+        _standardised(advantages).ravel(),
+    )
+
+
 def load(task: str, stage: int) -> Snapshot:
     """The policy of a stage with a batch, which is collected anew but the same at every call.
 
@@ -66,15 +81,8 @@ def load(task: str, stage: int) -> Snapshot:
         FileNotFoundError: the checkpoint is not there.
     """
     agent = _agent(task, stage)
-    steps = agent.config.batch_size
-    rollout = natgrad.collect(agent.policy, agent._environments, steps, natgrad.Rng(1))
-    advantages, _ = agent._advantages(rollout)
+    batch = next_batch(agent)
     agent.close()
-    batch = natgrad.Batch(
-        rollout.observations[:-1, 0],
-        rollout.actions[:, 0],
-        _standardised(advantages).ravel(),
-    )
     return Snapshot(task, stage, agent.policy, batch)
 
 
@@ -111,7 +119,7 @@ def main() -> None:
     options = harness.parse(parser, quick)
     options.folder.mkdir(parents=True, exist_ok=True)
     for task in options.task:
-        agent = natgrad.TRPO(task, natgrad.TRPOConfig(**TRAINED, **TASKS[task]))
+        agent = natgrad.TRPO(task, TRPOConfig(**TRAINED, **TASKS[task]))
         for stage in tqdm([stage for stage in STAGES if stage > 0], task, disable=None):
             agent.learn(stage - agent.num_timesteps)
             agent.save(options.folder / f"{task}-{stage // 1000}k.npz")

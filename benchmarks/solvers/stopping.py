@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 import natgrad
 from benchmarks import harness
+from benchmarks.solvers.snapshots import next_batch
+from natgrad.agents.config import TRPOConfig
 
 PRODUCTS = (1, 2, 3, 5, 7, 10, 15, 20, 30)
 TOLERANCES = (5e-4, 2e-3, 5e-3, 1e-2, 2e-2)
@@ -23,19 +25,13 @@ WINDOWS = (1, 2, 3, 5, 10)
 
 def system(task: str, steps: int) -> tuple[natgrad.Fisher, NDArray[Any]]:
     """F and g of the update after so many steps."""
-    config = natgrad.TRPOConfig(seed=0, preconditioner="none", cg_iterations=10)
-    agent = natgrad.TRPO(task, config)
+    agent = natgrad.TRPO(task, TRPOConfig(seed=0, preconditioner="none", cg_iterations=10))
     if steps:
         agent.learn(steps)
-    rollout = natgrad.collect(
-        agent.policy, agent._environments, agent.config.batch_size, natgrad.Rng(1)
-    )
-    advantages, _ = agent._advantages(rollout)
-    advantages = ((advantages - advantages.mean()) / advantages.std()).ravel()
-    observations, actions = rollout.observations[:-1, 0], rollout.actions[:, 0]
+    batch = next_batch(agent)
     agent.close()
-    score = agent.policy.score(observations, actions, advantages)
-    return natgrad.Fisher(agent.policy, observations), np.asarray(score, float)
+    score = agent.policy.score(batch.observations, batch.actions, batch.advantages)
+    return natgrad.Fisher(agent.policy, batch.observations), np.asarray(score, float)
 
 
 def distance(x: NDArray[Any], exact: NDArray[Any], matrix: NDArray[Any]) -> float:

@@ -33,7 +33,7 @@ from tqdm import tqdm
 import natgrad
 from benchmarks import harness
 from benchmarks.solvers.snapshots import STAGES, TASKS, Snapshot, consecutive, load
-from natgrad import bench
+from natgrad import _core, bench
 from natgrad.bench import Doubles
 
 PRODUCTS = 10  # of plain conjugate gradients, whose accuracy is to be reached
@@ -51,10 +51,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "kfac, every 8": {"preconditioner": natgrad.KFac(every=8)},
 }
 # Operators that updates do not have; conjugate gradients are called with them.
-OPERATORS: dict[str, Callable[[natgrad.Fisher, float], natgrad.Preconditioner]] = {
-    "diagonal": natgrad.DiagonalPreconditioner,
-    "nystrom 10": lambda fisher, damping: natgrad.NystromPreconditioner(fisher, 10, damping),
-    "nystrom 50": lambda fisher, damping: natgrad.NystromPreconditioner(fisher, 50, damping),
+OPERATORS: dict[str, Callable[[natgrad.Fisher, float], _core.Preconditioner]] = {
+    "diagonal": _core.DiagonalPreconditioner,
+    "nystrom 10": lambda fisher, damping: _core.NystromPreconditioner(fisher, 10, damping),
+    "nystrom 50": lambda fisher, damping: _core.NystromPreconditioner(fisher, 50, damping),
 }
 NAMED: dict[Any, Any] = {"kfac": natgrad.KFac(), "subsample": natgrad.Subsample()}
 FASTEST_JAX: dict[str, str] = {}  # by task, once all ways have been tried
@@ -80,7 +80,7 @@ class System:
             damping=damping,
             rtol=1e-8,
             max_iterations=3000,
-            preconditioner=natgrad.KroneckerFactors(self.exact, damping, every=1, all_columns=True),
+            preconditioner=_core.KroneckerFactors(self.exact, damping, every=1, all_columns=True),
         )
         if best.status is not natgrad.CgStatus.CONVERGED:
             raise RuntimeError(f"{snapshot.name}, damping {damping}: {best.message}")
@@ -95,18 +95,18 @@ class System:
         """The relative error of x."""
         return self.norm(x - self.x) / self.scale
 
-    def preconditioner(self, name: str) -> natgrad.Preconditioner | None:
+    def preconditioner(self, name: str) -> _core.Preconditioner | None:
         """What an update with this method uses; None if that is nothing."""
         if name in OPERATORS:
             return OPERATORS[name](self.fisher, self.damping)
         option = METHODS.get(name, {}).get("preconditioner")
         option = NAMED.get(option, option)
         if isinstance(option, natgrad.KFac):
-            return natgrad.KroneckerFactors(self.fisher, self.damping, every=option.every)
+            return _core.KroneckerFactors(self.fisher, self.damping, every=option.every)
         if isinstance(option, natgrad.Subsample):
             part = self.part(option.every)
-            factors = natgrad.KroneckerFactors(part, 8 * self.damping)
-            return natgrad.InnerSolver(part, 1.5 * self.damping, option.iterations, factors)
+            factors = _core.KroneckerFactors(part, 8 * self.damping)
+            return _core.InnerSolver(part, 1.5 * self.damping, option.iterations, factors)
         return None
 
     def solve(self, products: int, name: str) -> Doubles:
