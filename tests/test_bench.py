@@ -265,6 +265,19 @@ def test_every_benchmark_loads_or_says_what_to_install(name):
     assert re.fullmatch(r"(\w+ is not installed: pip install 'natgrad\[\w+(,\w+)*\]')?", message)
 
 
+def test_documents_name_benchmarks_that_exist():
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks" / "README.md"]
+    names = {
+        name
+        for path in documents
+        for name in re.findall(r"python -m (benchmarks[.\w]+)|\b((?:benchmarks|tools)/[/\w]+\.py)",
+                               path.read_text())
+    }  # fmt: skip
+    found = {module.replace(".", "/") + ".py" if module else file for module, file in names}
+    assert len(found) > 20
+    assert [name for name in sorted(found) if not (ROOT / name).exists()] == []
+
+
 def test_quick_changes_defaults_and_no_option_that_is_given(capsys):
     def options(*arguments):
         parser = harness.parser("What it does.\n\n  In two lines.", rounds=9, dtype="float32")
