@@ -74,6 +74,7 @@ void check(const char* dtype, const char* name, Distribution distribution, Index
   for (double& x : advantages) x = random.normal();
   Rng rng{7, 0, 0};
   const Matrix<const T> batch{observations.data(), rows, inputs, inputs};
+  const std::span<const double> given(advantages.data(), rows);
   const Matrix<T> taken{actions.data(), rows, width, width};
   char what[160];
   const auto label = [&](const char* piece) {
@@ -85,23 +86,21 @@ void check(const char* dtype, const char* name, Distribution distribution, Index
                        [&] { policy.sample(batch, &rng, taken, log_probs.data()); });
   TrustRegionUpdate<T> update(options);
   expect_no_allocation(label("trust region update"),
-                       [&] { update(policy, Batch<T>{batch, taken, advantages.data(), nullptr}); });
+                       [&] { update(policy, Batch<T>{batch, taken, given}); });
   PolicyGradientUpdate<T> gradient(PolicyGradientOptions{});
-  expect_no_allocation(label("policy gradient"), [&] {
-    gradient(policy, Batch<T>{batch, taken, advantages.data(), nullptr});
-  });
+  expect_no_allocation(label("policy gradient"),
+                       [&] { gradient(policy, Batch<T>{batch, taken, given}); });
   GaussNewtonFit<T> gauss_newton(GaussNewtonOptions{});
-  expect_no_allocation(label("Gauss-Newton fit"),
-                       [&] { gauss_newton(critic, batch, advantages.data()); });
+  expect_no_allocation(label("Gauss-Newton fit"), [&] { gauss_newton(critic, batch, given); });
   for (const FisherMethod method : {FisherMethod::passes, FisherMethod::adjoints}) {
     GaussNewtonOptions either;
     either.method = method;
     GaussNewtonFit<T> fit(either);
     expect_no_allocation(label("Gauss-Newton fit, given method"),
-                         [&] { fit(critic, batch, advantages.data()); });
+                         [&] { fit(critic, batch, given); });
   }
   AdamFit<T> adam(AdamFitOptions{});
-  expect_no_allocation(label("Adam fit"), [&] { adam(critic, batch, advantages.data()); });
+  expect_no_allocation(label("Adam fit"), [&] { adam(critic, batch, given); });
 }
 
 }  // namespace

@@ -151,6 +151,7 @@ void LinearizedPolicy<T>::attach(const Policy<T>& policy_, Matrix<const T> obser
   policy = &policy_;
   policy->network().pack(policy->parameters(), true, &packed);
   network.attach(policy->network(), packed, observations_.rows);
+  adjoints.drop();
   linear.detach();
   observations = observations_;
 }
@@ -167,6 +168,7 @@ void LinearizedPolicy<T>::select(LinearizedPolicy* all, Index part) {
   policy = all->policy;
   packed = all->packed;
   network.select(all->network, packed, part);
+  adjoints.drop();
   linear.detach();
   observations = {};
 }
