@@ -10,7 +10,7 @@
 #include <string>
 
 #include "natgrad/base/types.hpp"
-#include "natgrad/model/distribution.hpp"
+#include "natgrad/model/distributions/distribution.hpp"
 
 namespace natgrad::bindings {
 

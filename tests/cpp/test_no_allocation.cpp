@@ -140,7 +140,7 @@ int main() {
   check<double>("double", "Bernoulli, Fourier features", Bernoulli{4}, 20, {});
   const Bounds bounds{{-1, -1, -1}, {1, 2, 3}};
   check<float>("float", "Beta", Beta{3, bounds}, 0, kfac);
-  check<double>("double", "Gaussian under tanh", DiagonalGaussian{3, false, bounds}, 0, {});
+  check<double>("double", "Gaussian under tanh", SquashedGaussian{{3, false}, bounds}, 0, {});
   check<float>("float", "linear Gaussian", DiagonalGaussian{3, false}, 0, {}, {});
   check<double>("double", "Gaussian, adaptive, warm, with metric", DiagonalGaussian{2, false}, 0,
                 adaptive);

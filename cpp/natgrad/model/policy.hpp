@@ -6,7 +6,7 @@
 #include <span>
 
 #include "natgrad/model/cached_adjoints.hpp"
-#include "natgrad/model/distribution.hpp"
+#include "natgrad/model/distributions/distribution_rows.hpp"
 #include "natgrad/model/linear_batch.hpp"
 
 namespace natgrad {
