@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import oracle
 import pytest
-from conftest import DISTRIBUTIONS, make_problem, relative_error
+from conftest import DISTRIBUTIONS, core_options, make_problem, relative_error
 
 from natgrad import _core as core
 
@@ -125,7 +125,8 @@ def both_updates(p, log_probs=None, **options):
         log_probs,
         **twin_options,
     )
-    return core.TrustRegionUpdate(solver="cg", **options)(p.core, batch_of(p, log_probs)), want
+    update = core.TrustRegionUpdate(**core_options(or_direct=False, **options))
+    return update(p.core, batch_of(p, log_probs)), want
 
 
 OPTIONS = {
@@ -196,7 +197,7 @@ def test_an_update_weighs_by_the_ratio_to_the_policy_that_acted(distribution, op
     assert relative_error(p.core.parameters, want.parameters) < 1e-9
     np.testing.assert_allclose(report.improvement, want.improvement, rtol=1e-7)
     on_policy = make_problem(distribution, count=43, seed=2)
-    core.TrustRegionUpdate(**OPTIONS[options])(on_policy.core, batch_of(on_policy))
+    core.TrustRegionUpdate(**core_options(**OPTIONS[options]))(on_policy.core, batch_of(on_policy))
     assert not np.allclose(on_policy.core.parameters, p.core.parameters, rtol=1e-6)
 
 
@@ -348,21 +349,22 @@ def test_the_report_as_a_dictionary_is_flat_and_has_every_number():
         {"max_kl": 0.02},
         {"damping": 0.01},
         {"cg_iterations": 2},
-        {"cg_rtol": 0.5},
+        {"solver": core.ConjugateGradient(rtol=0.5)},
         {"line_search": core.LineSearch(accept_ratio=0.99, shrink=0.5)},
         {"normalize_advantages": True},
         {"fisher": "empirical"},
         {"curvature_fraction": 0.3},
-        {"damped_step": True},
-        {"cg_rtol": 0.0, "cg_atol": 0.1},
+        {"step_scale": "damped"},
+        {"solver": core.ConjugateGradient(rtol=0.0, atol=0.1)},
         {"kl_reduction": "mean"},
-        {"step_size": 0.01},
-        {"cg_progress_tolerance": 0.05},
-        {"damping_mode": "trace"},
-        {"damping_metric": np.linspace(0.5, 2.0, 96)},
+        {"step_scale": 0.01},
+        {"solver": core.ConjugateGradient(stop=core.Progress(0.05))},
+        {"solver": core.ConjugateGradient(4)},
+        {"damping": core.TraceDamping()},
+        {"damping": core.FixedDamping(metric=np.linspace(0.5, 2.0, 96))},
         {"solver": "direct"},
     ],
-    ids=lambda options: next(iter(options)),
+    ids=str,
 )
 def test_every_option_changes_the_step(options):
     steps = []
@@ -434,7 +436,7 @@ STEP_OPTIONS = [name for name in OPTIONS if not BATCHWISE & set(OPTIONS[name])]
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_an_update_given_by_functions_is_the_same_update(distribution, options):
     p = make_problem(distribution, count=43, seed=2)
-    update = core.TrustRegionUpdate(**OPTIONS[options])
+    update = core.TrustRegionUpdate(**core_options(**OPTIONS[options]))
     dimensions = p.core.distribution.action_size
     surrogate = np.mean(p.advantages)
     found = update.step(*functions_of(p, update.kl_direction), dimensions, surrogate)
@@ -446,6 +448,57 @@ def test_an_update_given_by_functions_is_the_same_update(distribution, options):
         np.testing.assert_allclose(getattr(found, name), getattr(want, name), rtol=1e-6)
     np.testing.assert_allclose(found.cg.quadratic_form, want.cg.quadratic_form, rtol=1e-6)
     assert found.timings["total"] >= found.timings["solve"] > 0
+
+
+DIRECTIONS = {
+    "warm start": {"solver": core.ConjugateGradient(5, warm_start=True)},
+    "adaptive": {"damping": core.AdaptiveDamping(), "max_kl": 0.3},
+    "metric": {"damping": core.FixedDamping(metric=np.linspace(0.5, 2.0, 96))},
+    "without last residual": {"solver": core.ConjugateGradient(5, last_residual=False)},
+    "progress": {"solver": core.ConjugateGradient(30, stop=core.Progress(0.05))},
+    "direct": {"solver": "dense", "cg_iterations": 60},
+    "K-FAC": {"solver": core.ConjugateGradient(60), "preconditioner": "kfac"},
+    "automatic": {"solver": core.ConjugateGradient(60), "preconditioner": "auto"},
+}
+
+
+@pytest.mark.parametrize("options", DIRECTIONS)
+def test_every_option_of_the_direction_applies_to_functions(options):
+    p = make_problem("gaussian", count=43, seed=2)
+    of_functions, of_policy = (core.TrustRegionUpdate(**DIRECTIONS[options]) for _ in range(2))
+    for _ in range(3):
+        p.theta = np.array(p.core.parameters, dtype=float)
+        found = of_functions.step(*functions_of(p), 3, np.mean(p.advantages))
+        want = of_policy(p.core, batch_of(p))
+        assert found.status == want.status == Status.ACCEPTED
+        assert (found.solver, found.preconditioner) == ("cg", "none")
+        for name in ("kl", "improvement", "step_norm", "damping", "reduction_ratio"):
+            np.testing.assert_allclose(getattr(found, name), getattr(want, name), rtol=1e-6)
+    np.testing.assert_allclose(of_functions.state[:1], of_policy.state[:1])
+
+
+def test_the_trace_of_an_operator_is_estimated():
+    p = make_problem("gaussian", count=43, seed=2)
+    trace = np.trace(p.oracle.fisher(p.theta, p.observations))
+    report = core.TrustRegionUpdate(damping=core.TraceDamping(2.0)).step(*functions_of(p), 3)
+    assert report.accepted
+    np.testing.assert_allclose(report.damping, 2 * trace / p.theta.size, rtol=0.3)
+    identity = np.eye(96)
+    report = core.TrustRegionUpdate(damping=core.TraceDamping(2.0)).step(
+        np.ones(96), 3 * identity, lambda step: (1.0, 0.0)
+    )
+    np.testing.assert_allclose(report.damping, 6.0, rtol=1e-14)
+
+
+def test_a_function_that_calls_its_own_update_is_told_so():
+    update = core.TrustRegionUpdate()
+
+    def evaluate(step):
+        update.step(np.ones(3), np.eye(3), evaluate)
+
+    with pytest.raises(RuntimeError, match="already running"):
+        update.step(np.ones(3), np.eye(3), evaluate)
+    assert update.step(np.ones(3), np.eye(3), lambda step: (1.0, 0.0)).accepted
 
 
 def test_functions_that_fail_end_in_a_status_or_reach_the_caller():
@@ -467,12 +520,12 @@ def test_functions_that_fail_end_in_a_status_or_reach_the_caller():
         update.step(gradient, lambda v: 1 / 0, evaluate)
     with pytest.raises(ValueError, match="fisher"):
         update.step(gradient, np.eye(3), evaluate)
-    for options in (
-        {"preconditioner": "kfac"}, {"warm_start": True}, {"solver": "dense"},
-        {"cg_last_residual": False}, {"log_std_min": -1.0},
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match="fisher: want an update with"):
-            core.TrustRegionUpdate(**options).step(gradient, product, evaluate)
+    with pytest.raises(ValueError, match="log_std_min: want None"):
+        core.TrustRegionUpdate(log_std_min=-1.0).step(gradient, product, evaluate)
+    with pytest.raises(ValueError, match=r"metric: want shape \(96,\)"):
+        core.TrustRegionUpdate(damping=core.FixedDamping(metric=[1.0])).step(
+            gradient, product, evaluate
+        )
     with pytest.raises(ValueError, match="dimensions"):
         update.step(gradient, product, evaluate, 0)
     with pytest.raises(ValueError, match="gradient"):
@@ -497,7 +550,7 @@ def test_the_undamped_full_step_has_exactly_the_requested_quadratic_kl():
     d = p.core.parameters - p.theta
     assert np.isclose(0.5 * d @ p.oracle.fisher(p.theta, p.observations) @ d, 0.02, rtol=1e-8)
     p.core.parameters = p.theta
-    core.TrustRegionUpdate(max_kl=0.02, damping=0.3, line_search=None, damped_step=True)(
+    core.TrustRegionUpdate(max_kl=0.02, damping=0.3, line_search=None, step_scale="damped")(
         p.core, batch_of(p)
     )
     e = p.core.parameters - p.theta
@@ -1002,7 +1055,7 @@ def test_a_tiny_linear_gaussian_step_in_float32_has_its_divergence_and_improveme
     "options",
     [
         {"preconditioner": "kfac"},
-        {"damping_mode": "trace", "damping": 0.3},
+        {"damping": core.TraceDamping(0.3)},
         {"fisher": "empirical"},
         {"curvature_fraction": 0.5},
     ],
@@ -1021,11 +1074,11 @@ def test_what_needs_the_activations_of_a_linear_policy_finds_them(options):
 def test_candidates_of_a_linear_policy_that_are_not_finite_are_rejected():
     p = make_problem("gaussian", dtype="float32", hidden=(), count=300)
     before = p.core.parameters.tobytes()
-    report = core.TrustRegionUpdate(step_size=1e38)(p.core, p.batch)
+    report = core.TrustRegionUpdate(step_scale=1e38)(p.core, p.batch)
     assert report.status is Status.NON_FINITE
     assert p.core.parameters.tobytes() == before
     search = core.LineSearch(shrink=1e-4, max_backtracks=20)
-    report = core.TrustRegionUpdate(step_size=1e38, line_search=search)(p.core, p.batch)
+    report = core.TrustRegionUpdate(step_scale=1e38, line_search=search)(p.core, p.batch)
     assert report.accepted
     assert report.backtracks > 5
     assert np.all(np.isfinite(p.core.parameters))

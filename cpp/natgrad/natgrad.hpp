@@ -7,5 +7,6 @@
 #include "natgrad/model/policy.hpp"
 #include "natgrad/model/value_function.hpp"
 #include "natgrad/update/advantage.hpp"
-#include "natgrad/update/natural_gradient.hpp"
+#include "natgrad/update/policy_gradient_update.hpp"
+#include "natgrad/update/trust_region_update.hpp"
 #include "natgrad/update/value_fit.hpp"

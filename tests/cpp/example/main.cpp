@@ -31,8 +31,8 @@ int main() {
 
   natgrad::TrustRegionOptions options;
   options.max_kl = 0.02;
-  options.damping = 0.1;
-  natgrad::TrustRegionUpdate<float> update(options);
+  options.direction.damping = natgrad::FixedDamping{.value = 0.1};
+  natgrad::TrustRegionUpdate update(options);
   const natgrad::UpdateReport report =
       update(policy, {.observations = seen, .actions = taken, .advantages = advantages});
   std::printf("%s\nKL %.4g, improvement %.4g of %.4g expected\n", report.message.data(), report.kl,
