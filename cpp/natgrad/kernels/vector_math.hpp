@@ -146,28 +146,28 @@ inline Vec<T> high_half(Vec<T> x) {
   return (Vec<T>)((IVec<T>)x & Simd<T>::high_half);
 }
 
-// The smaller or the larger of both; x where it is NaN. One instruction on x86, whose second operand
-// wins then; compilers make a comparison and a blend of the portable form.
+// The smaller or the larger of two; x where it is NaN. On x86 this is one instruction, which returns its
+// second operand then; compilers turn the portable form into a comparison and a blend.
 #if defined(__x86_64__)
 #if NATGRAD_VECTOR_BYTES == \
-    64  // all lanes: GCC 12 warns of its own header in the form without a mask
-#define NATGRAD_X86(name, a, b) _mm512_maskz_##name(-1, a, b)
+    64  // masked: GCC 12 warns about its own header in the form without a mask
+#define NATGRAD_X86(name, all_lanes, a, b) _mm512_maskz_##name(all_lanes, a, b)
 #elif NATGRAD_VECTOR_BYTES == 32
-#define NATGRAD_X86(name, a, b) _mm256_##name(a, b)
+#define NATGRAD_X86(name, all_lanes, a, b) _mm256_##name(a, b)
 #else
-#define NATGRAD_X86(name, a, b) _mm_##name(a, b)
+#define NATGRAD_X86(name, all_lanes, a, b) _mm_##name(a, b)
 #endif
 inline Vec<float> smaller(Vec<float> bound, Vec<float> x) {
-  return NATGRAD_X86(min_ps, bound, x);
+  return NATGRAD_X86(min_ps, 0xffff, bound, x);
 }
 inline Vec<double> smaller(Vec<double> bound, Vec<double> x) {
-  return NATGRAD_X86(min_pd, bound, x);
+  return NATGRAD_X86(min_pd, 0xff, bound, x);
 }
 inline Vec<float> larger(Vec<float> bound, Vec<float> x) {
-  return NATGRAD_X86(max_ps, bound, x);
+  return NATGRAD_X86(max_ps, 0xffff, bound, x);
 }
 inline Vec<double> larger(Vec<double> bound, Vec<double> x) {
-  return NATGRAD_X86(max_pd, bound, x);
+  return NATGRAD_X86(max_pd, 0xff, bound, x);
 }
 #undef NATGRAD_X86
 #else

@@ -20,14 +20,14 @@ struct Narrow {
 template <class T>
 NATGRAD_INLINE Wide widen(typename Narrow<T>::vec x) {
 #if NATGRAD_VECTOR_BYTES == 64
-  if constexpr (sizeof(T) == 4) return _mm512_maskz_cvtps_pd(-1, (__m256)x);
+  if constexpr (sizeof(T) == 4) return _mm512_maskz_cvtps_pd(0xff, (__m256)x);
 #endif
   return __builtin_convertvector(x, Wide);
 }
 template <class T>
 NATGRAD_INLINE typename Narrow<T>::vec narrow(Wide x) {
 #if NATGRAD_VECTOR_BYTES == 64
-  if constexpr (sizeof(T) == 4) return (typename Narrow<T>::vec)_mm512_maskz_cvtpd_ps(-1, x);
+  if constexpr (sizeof(T) == 4) return (typename Narrow<T>::vec)_mm512_maskz_cvtpd_ps(0xff, x);
 #endif
   return __builtin_convertvector(x, typename Narrow<T>::vec);
 }
