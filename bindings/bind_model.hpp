@@ -180,7 +180,7 @@ Sequential; parameters of the distribution (log_std) come last. Assigning copies
               if (!(clip > 0)) {
                 wrong_value("clip", "want a number > 0, got " + std::to_string(clip));
               }
-              model.network().set_normalizer(mean.data(), std.data(), clip);
+              model.network().set_normalizer(span_of(mean), span_of(std), clip);
             });
           },
           py::arg("mean"), py::arg("std"), py::arg("clip") = 10.0,

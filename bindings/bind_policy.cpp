@@ -11,14 +11,13 @@ py::dict distribution_config(const Distribution& distribution) {
     return py::dict("name"_a = "MultiCategorical", "sizes"_a = c->sizes);
   }
   if (const auto* g = std::get_if<DiagonalGaussian>(&distribution)) {
-    py::dict config("name"_a = "DiagonalGaussian", "n"_a = g->n,
+    return py::dict("name"_a = "DiagonalGaussian", "n"_a = g->n,
                     "state_dependent_std"_a = g->state_dependent_std);
-    if (g->bounds) {
-      config["name"] = "SquashedGaussian";
-      config["low"] = g->bounds->low;
-      config["high"] = g->bounds->high;
-    }
-    return config;
+  }
+  if (const auto* g = std::get_if<SquashedGaussian>(&distribution)) {
+    return py::dict("name"_a = "SquashedGaussian", "n"_a = g->n,
+                    "state_dependent_std"_a = g->state_dependent_std, "low"_a = g->bounds.low,
+                    "high"_a = g->bounds.high);
   }
   if (const auto* b = std::get_if<Beta>(&distribution)) {
     return py::dict("name"_a = "Beta", "n"_a = b->n, "low"_a = b->bounds.low,

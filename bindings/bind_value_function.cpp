@@ -17,7 +17,8 @@ FitReport run_fit(Fit& self, const PyValueFunction& value_function, py::handle o
     const auto rows =
         rows_of<T>(observations, "observations", model.network().spec().inputs, false, false);
     const auto targets = vector_of<double>(given_targets, "targets", rows.count);
-    return self.template run<T>([&](auto& fit) { return fit(model, rows.view(), targets.data()); });
+    return self.template run<T>(
+        [&](auto& fit) { return fit(model, rows.view(), span_of(targets)); });
   });
 }
 

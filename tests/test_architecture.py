@@ -21,6 +21,7 @@ CPP_LAYERS = {
     "model": {"base", "kernels"},
     "fisher": {"base", "kernels", "solvers", "model"},
     "update": {"base", "kernels", "solvers", "model", "fisher"},
+    "face": {"base", "kernels", "solvers", "model", "fisher", "update"},  # natgrad.hpp
 }
 
 # What a package or module of natgrad may import besides itself.

@@ -166,7 +166,7 @@ bool Fisher<T>::solve(Solver form, const double* b, double more_damping, double*
     return direct_.solve_dense(policy_->network, adjoint_columns(), fill, free, b, total, x, fx);
   }
   provide_adjoints();
-  if (!direct_.solve_sample(&policy_->network, free, b, total, x)) return false;
+  if (!direct_.solve_sample(&policy_->adjoints, free, b, total, x)) return false;
   product_by_adjoints(x, fx);
   return true;
 }
@@ -231,7 +231,7 @@ double Fisher<T>::quadratic_form(const double* v, int series) {
   forms_.resize(rows);
   if (uses_adjoints(series)) {
     provide_adjoints();
-    policy_->network.sweep_adjoints(
+    policy_->adjoints.sweep(
         v,
         [&](Index first, Matrix<T> s) {
           for (Index r = 0; r < s.rows; ++r) {
@@ -284,11 +284,11 @@ Index Fisher<T>::adjoint_columns() const {
 
 template <class T>
 void Fisher<T>::provide_adjoints() {
-  if (policy_->network.has_adjoints()) return;
+  if (policy_->adjoints.are_kept()) return;
   provide_state();
-  policy_->network.keep_adjoints(adjoint_columns(), [&](Index first, Index column, Matrix<T> d) {
-    fill_column(first, 1, column, d);
-  });
+  policy_->adjoints.keep(
+      &policy_->network, adjoint_columns(),
+      [&](Index first, Index column, Matrix<T> d) { fill_column(first, 1, column, d); });
   free_diagonal();
 }
 
@@ -319,7 +319,7 @@ const double* Fisher<T>::separate_diagonal() {
 
 template <class T>
 void Fisher<T>::product_by_adjoints(const double* v, double* out) {
-  policy_->network.sweep_adjoints(v, [](Index, Matrix<T>) {}, out);
+  policy_->adjoints.sweep(v, [](Index, Matrix<T>) {}, out);
   if (kind_ == FisherKind::empirical) return;
   const Index offset = policy_->policy->network().free_offset();
   for (Index i = 0; i < free_state_.size(); ++i) out[offset + i] = free_state_[i] * v[offset + i];
@@ -379,8 +379,8 @@ void Fisher<T>::kronecker_sums(Index every, bool all_columns, KroneckerSums* sum
   provide_state();
   const bool several = kind_ == FisherKind::exact && adjoint_columns() > 1;
   const Index count = several && all_columns ? adjoint_columns() : 1;
-  policy_->network.kronecker_sums(
-      every, count,
+  natgrad::kronecker_sums<T>(
+      &policy_->network, every, count,
       [&](Index first, Index step, Index column, Matrix<T> d) {
         if (several && !all_columns) {
           fill_signed(first, step, d);
@@ -394,7 +394,7 @@ void Fisher<T>::kronecker_sums(Index every, bool all_columns, KroneckerSums* sum
 template <class T>
 double Fisher<T>::trace() {
   provide_state();
-  const double undamped = policy_->network.squared_gradients([&](Index first, Matrix<T> d) {
+  const double undamped = squared_gradients<T>(&policy_->network, [&](Index first, Matrix<T> d) {
     if (kind_ == FisherKind::exact) {
       fill_signed(first, 1, d);
     } else {
