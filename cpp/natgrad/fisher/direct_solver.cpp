@@ -179,9 +179,8 @@ void DirectSolver<T>::add_tile(const Linearization<T>& network, Index columns, F
       T* to = h + pair * kTile;
       for (Index r = 0; r < depth; ++r) to[r] = x[r] * y[r];
     });
-    kernels::adjoint_table<T>().inner_products({d, block.outers, kTile, h, block.inners, kTile,
-                                                depth, sums + block.offset, block.inners,
-                                                overwrite});
+    kernels::active<T>().inner_products({d, block.outers, kTile, h, block.inners, kTile, depth,
+                                         sums + block.offset, block.inners, overwrite});
   }
 }
 
@@ -322,7 +321,7 @@ void DirectSolver<T>::make_gram(CachedAdjoints<T>* adjoints, bool with_free) {
       buffer->resize(kBand * stride);
     }
   }
-  const auto& accumulate = kernels::table<T>().accumulate;
+  const auto& accumulate = kernels::active<T>().accumulate;
   parallel_for(static_cast<int>(columns * bands), [&](int task, int index) {
     Worker& worker = workers_[static_cast<std::size_t>(index)];
     const Index k = task / bands, n = task % bands * kBand, height = std::min(kBand, rows - n);

@@ -15,16 +15,16 @@ template <class T>
 void add_gram(Matrix<const T> x, Matrix<T> g, bool overwrite) {
   const Index n = x.columns;
   for (Index b = 0; b < n; b += kGramBand) {
-    kernels::table<T>().accumulate({.rows = x.rows,
-                                    .d = x.data + b,
-                                    .ldd = x.stride,
-                                    .out = std::min(kGramBand, n - b),
-                                    .h = x.data + b,
-                                    .ldh = x.stride,
-                                    .in = n - b,
-                                    .g = g.row(b) + b,
-                                    .ldg = g.stride,
-                                    .overwrite = overwrite});
+    kernels::active<T>().accumulate({.rows = x.rows,
+                                     .d = x.data + b,
+                                     .ldd = x.stride,
+                                     .out = std::min(kGramBand, n - b),
+                                     .h = x.data + b,
+                                     .ldh = x.stride,
+                                     .in = n - b,
+                                     .g = g.row(b) + b,
+                                     .ldg = g.stride,
+                                     .overwrite = overwrite});
   }
 }
 
@@ -94,8 +94,8 @@ void kronecker_sums(Linearization<T>* network, Index every, Index columns,
                                   every * input_stride};
           const Matrix<T> g{end, layer.in + 1, layer.in, input_stride};
           add_gram<T>(h, g, tile.opens_shard);
-          kernels::table<T>().column_sums(h.data, rows, h.stride, layer.in, tile.opens_shard,
-                                          g.row(layer.in));
+          kernels::active<T>().column_sums(h.data, rows, h.stride, layer.in, tile.opens_shard,
+                                           g.row(layer.in));
         }
         if (l == 0) break;
         const Matrix<T> below = worker->between(l, rows, layer.in);
@@ -120,7 +120,7 @@ void kronecker_sums(Linearization<T>* network, Index every, Index columns,
     }
     // The next row of `values` values, summed over the tasks.
     const auto sum_row = [&](Index values, double* to) {
-      kernels::table<T>().sum_shards(accumulators + offset, tasks, size, values, to);
+      kernels::active<T>().sum_shards(accumulators + offset, tasks, size, values, to);
       offset += leading_dimension<T>(values);
     };
     const auto [in, out, weight, bias] = layers[l];
@@ -186,22 +186,22 @@ void input_gram(Linearization<T>* network, const double* weights, double* gram) 
       d = weighted;
     }
     T* sum = accumulators + tile.shard * size;
-    kernels::table<T>().accumulate({.rows = tile.rows,
-                                    .d = d.data,
-                                    .ldd = stride,
-                                    .out = in,
-                                    .h = h.data,
-                                    .ldh = stride,
-                                    .in = in,
-                                    .g = sum,
-                                    .ldg = stride,
-                                    .overwrite = tile.opens_shard});
-    kernels::table<T>().column_sums(d.data, tile.rows, stride, in, tile.opens_shard,
-                                    sum + in * stride);
+    kernels::active<T>().accumulate({.rows = tile.rows,
+                                     .d = d.data,
+                                     .ldd = stride,
+                                     .out = in,
+                                     .h = h.data,
+                                     .ldh = stride,
+                                     .in = in,
+                                     .g = sum,
+                                     .ldg = stride,
+                                     .overwrite = tile.opens_shard});
+    kernels::active<T>().column_sums(d.data, tile.rows, stride, in, tile.opens_shard,
+                                     sum + in * stride);
   });
   for (Index i = 0; i <= in; ++i) {
-    kernels::table<T>().sum_shards(accumulators + i * stride, shards, size, in,
-                                   gram + i * (in + 1));
+    kernels::active<T>().sum_shards(accumulators + i * stride, shards, size, in,
+                                    gram + i * (in + 1));
   }
   for (Index i = 0; i < in; ++i) gram[i * (in + 1) + in] = gram[in * (in + 1) + i];
   double total = weights != nullptr ? 0 : static_cast<double>(network->rows());

@@ -67,13 +67,13 @@ void CachedAdjoints<T>::sweep(const double* direction, FunctionRef<void(Index, M
         network_->push_layer(l, tile.first, {}, x, Epilogue::dot, &p);
       } else {
         network_->push_layer(l, tile.first, {}, x, Epilogue::none);
-        kernels::adjoint_table<T>().dots(p);
+        kernels::active<T>().adjoint_dots(p);
       }
     }
     fill(tile.first, s);
     for (std::size_t l = 0; gradient != nullptr && l < layers.size(); ++l) {
       const kernels::Adjoints<T> p = adjoints_of(l);
-      kernels::adjoint_table<T>().sums(p, tile.opens_shard, sums.biases(l, tile));
+      kernels::active<T>().adjoint_sums(p, tile.opens_shard, sums.biases(l, tile));
       sums.add_weights(l, tile, Matrix<const T>{p.x, tile.rows, p.width, p.ldx},
                        network_->layer_input(l, tile));
     }

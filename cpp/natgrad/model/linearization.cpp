@@ -12,7 +12,7 @@ void multiply_layer(const Network<T>& network, std::size_t l, kernels::Multiply<
   const Layer& layer = network.layers()[l];
   const Index narrow = narrow_columns<T>(layer), wide = round_up(layer.out - narrow, kLanes<T>);
   p.n = wide;
-  if (wide > 0) kernels::table<T>().multiply(p);
+  if (wide > 0) kernels::active<T>().multiply(p);
   if (narrow > 0) {
     kernels::Multiply<T> q = p;
     q.n = narrow;
@@ -23,7 +23,7 @@ void multiply_layer(const Network<T>& network, std::size_t l, kernels::Multiply<
     if (q.cached != nullptr) q.cached += wide;
     if (q.slope != nullptr) q.slope += wide;
     q.a_streams = q.a_streams && wide == 0;
-    kernels::table<T>().multiply_narrow(q);
+    kernels::active<T>().multiply_narrow(q);
   }
   if (l + 1 < network.layers().size()) return;
   const Index written = wide + (narrow > 0 ? kLanes<T> : 0), columns = network.output_columns();
@@ -266,7 +266,7 @@ void Linearization<T>::pull_back(std::size_t l, Index first, Matrix<const T> d, 
   const Index stride = leading_dimension<T>(layer.in);
   p.ldcached = every * stride;
   p.cached = activations_.source_of_slope(l) + first * stride;
-  kernels::table<T>().multiply(p);
+  kernels::active<T>().multiply(p);
 }
 
 // Adds the gradients of all layers.                                                       (eq. 13)

@@ -21,7 +21,7 @@ constexpr std::uint32_t kWeightStream = 0x57000000u, kFourierStream = 0x46000000
 template <class T, class Source>
 void pack_transposed(const Source* source, Index out, Index in, T* packed) {
   constexpr Index group = 8;
-  const Index panel = kernels::table<T>().panel;
+  const Index panel = kernels::active<T>().panel;
   const Index padded = round_up(out, kLanes<T>);
   for (Index c = 0; c < padded; c += group) {
     const Index begin = c / panel * panel, width = std::min(panel, padded - begin);
@@ -139,9 +139,9 @@ void Network<T>::input(Matrix<const T> observations, Matrix<T> h, T* scratch) co
   const bool fourier = spec_.fourier_features > 0;
   const Index stride = leading_dimension<T>(spec_.inputs);
   const Matrix<T> normalized = fourier ? Matrix<T>{scratch, h.rows, spec_.inputs, stride} : h;
-  kernels::row_table<T>().normalize(observations.data, observations.stride, h.rows, spec_.inputs,
-                                    mean_.data(), inverse_std_.data(), clip_, normalized.data,
-                                    normalized.stride);
+  kernels::active<T>().normalize(observations.data, observations.stride, h.rows, spec_.inputs,
+                                 mean_.data(), inverse_std_.data(), clip_, normalized.data,
+                                 normalized.stride);
   if (!fourier) return;
   kernels::Multiply<T> p{};
   p.rows = h.rows;
@@ -154,7 +154,7 @@ void Network<T>::input(Matrix<const T> observations, Matrix<T> h, T* scratch) co
   p.ldc = h.stride;
   p.n = round_up(spec_.fourier_features, kLanes<T>);
   p.epilogue = Epilogue::none;
-  kernels::table<T>().multiply(p);
+  kernels::active<T>().multiply(p);
   for (Index r = 0; r < h.rows; ++r) {
     T* row = h.row(r);
     for (Index i = 0; i < h.columns; ++i) row[i] = std::sin(row[i]);
@@ -183,7 +183,7 @@ void Network<T>::pack(const Source* theta, bool with_backward, PackedLayers<T>* 
     for (Index i = 0; i < values; ++i) packed->bias[l][i] = static_cast<T>(theta[bias + i]);
     if (with_backward && l > 0) {  // nothing is pulled back to the observations
       packed->backward[l].resize(out * round_up(in, kLanes<T>));
-      pack_rows(theta + weight, out, in, kernels::table<T>().panel, packed->backward[l].data());
+      pack_rows(theta + weight, out, in, kernels::active<T>().panel, packed->backward[l].data());
     }
   }
 }

@@ -92,13 +92,13 @@ void GradientSums<T>::add_weights(std::size_t l, const Tile& tile, Matrix<const 
   g.g = accumulator(tile.shard) + block.offset;
   g.ldg = block.stride;
   g.overwrite = tile.opens_shard;
-  kernels::table<T>().accumulate(g);
+  kernels::active<T>().accumulate(g);
 }
 
 template <class T>
 void GradientSums<T>::add_biases(std::size_t l, const Tile& tile, Matrix<const T> d) const {
-  kernels::table<T>().column_sums(d.data, d.rows, d.stride, d.columns, tile.opens_shard,
-                                  biases(l, tile));
+  kernels::active<T>().column_sums(d.data, d.rows, d.stride, d.columns, tile.opens_shard,
+                                   biases(l, tile));
 }
 
 // Large gradients are cut into bands of rows for the threads: each sum is made by one of them, in the
@@ -106,7 +106,7 @@ void GradientSums<T>::add_biases(std::size_t l, const Tile& tile, Matrix<const T
 template <class T>
 void GradientSums<T>::finish(double* gradient) {
   const auto sum = [&](Index offset, Index count, double* out) {
-    kernels::table<T>().sum_shards(accumulators_ + offset, shards_, size_, count, out);
+    kernels::active<T>().sum_shards(accumulators_ + offset, shards_, size_, count, out);
   };
   const std::vector<Layer>& layers = network_->layers();
   const Index bytes = shards_ * size_ * static_cast<Index>(sizeof(T));

@@ -56,8 +56,8 @@ void Surrogate<T>::attach(const Policy<T>& policy, const Batch<T>& batch, bool n
     const double* advantages = advantages_.data() + first;
     std::copy_n(batch.log_probs.empty() ? weights : batch.log_probs.data() + first, count,
                 log_probs);
-    sums[0] += kernels::row_table<T>().ratios(weights, log_probs, nullptr, advantages, count,
-                                              ratios_.data() + first);
+    sums[0] += kernels::active<T>().ratios(weights, log_probs, nullptr, advantages, count,
+                                           ratios_.data() + first);
     for (Index i = 0; i < count; ++i) weights[i] = ratios_[first + i] * advantages[i] * scale;
   };
   double norms = 0, magnified = 0;  // of the terms, at the outputs
@@ -114,7 +114,7 @@ Candidate Surrogate<T>::evaluate(const T* theta, KlDirection direction) {
   sums_.fill_zero();
   scratch_.resize(rows);
   const auto improve = [&](Index first, Index count, int shard) {
-    sums_[2 * shard] += kernels::row_table<T>().ratios(
+    sums_[2 * shard] += kernels::active<T>().ratios(
         scratch_.data() + first, log_probs_.data() + first, ratios_.data() + first,
         advantages_.data() + first, count, nullptr);
   };

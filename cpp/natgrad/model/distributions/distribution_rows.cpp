@@ -16,8 +16,8 @@ void for_each_variable(const Categoricals& d, Matrix<const T> y, Matrix<const T>
   Index column = 0;
   for (std::size_t j = 0; j < d.sizes.size(); column += d.sizes[j++]) {
     const T* action = actions.data != nullptr ? actions.data + j : nullptr;
-    f(kernels::Rows<T>{y.rows, d.sizes[j], y.data + column, y.stride, action, actions.stride,
-                       nullptr},
+    f(kernels::VariableRows<T>{y.rows, d.sizes[j], y.data + column, y.stride, action,
+                               actions.stride, nullptr},
       column);
   }
 }
@@ -54,7 +54,7 @@ void DistributionRows<T>::attach(const Distribution& distribution, const T* old_
 template <class T>
 void DistributionRows<T>::log_probs(Matrix<const T> y, Matrix<const T> actions, double* out,
                                     double* entropy) const {
-  const kernels::RowTable<T>& kernel = kernels::row_table<T>();
+  const kernels::Kernels<T>& kernel = kernels::active<T>();
   const DiagonalGaussian* gaussian = normal_of(*distribution_);
   if (shared_gaussian() != nullptr) {
     kernel.gaussian_distances(
@@ -69,7 +69,7 @@ void DistributionRows<T>::log_probs(Matrix<const T> y, Matrix<const T> actions, 
     }
   } else if (const auto* categoricals = std::get_if<Categoricals>(distribution_)) {
     std::fill_n(out, y.rows, 0.0);
-    for_each_variable(*categoricals, y, actions, [&](const kernels::Rows<T>& rows, Index) {
+    for_each_variable(*categoricals, y, actions, [&](const kernels::VariableRows<T>& rows, Index) {
       const double sum = kernel.categorical_log_probs(rows, out);
       if (entropy != nullptr) *entropy += sum;
     });
@@ -105,8 +105,8 @@ void DistributionRows<T>::subtract_volumes(Matrix<const T> actions, double* out,
   double slopes[kChunkRows];
   for (Index first = 0; first < actions.rows; first += kChunkRows) {
     const Index rows = std::min(kChunkRows, actions.rows - first);
-    kernels::row_table<T>().log_slopes(actions.row(first), actions.stride, rows, squashed->n,
-                                       slopes);
+    kernels::active<T>().squash_log_slopes(actions.row(first), actions.stride, rows, squashed->n,
+                                           slopes);
     for (Index r = 0; r < rows; ++r) {
       out[first + r] -= slopes[r] + width;
       if (entropy != nullptr) *entropy += slopes[r] + width;
@@ -116,7 +116,7 @@ void DistributionRows<T>::subtract_volumes(Matrix<const T> actions, double* out,
 
 template <class T>
 double DistributionRows<T>::divergence(Matrix<const T> old_y, Matrix<const T> y) const {
-  const kernels::RowTable<T>& kernel = kernels::row_table<T>();
+  const kernels::Kernels<T>& kernel = kernels::active<T>();
   double sum = 0;
   if (const DiagonalGaussian* gaussian = shared_gaussian()) {
     const double squares = kernel.gaussian_distances(
@@ -124,9 +124,10 @@ double DistributionRows<T>::divergence(Matrix<const T> old_y, Matrix<const T> y)
         old_y.stride, nullptr);
     sum = 0.5 * squares + static_cast<double>(y.rows) * divergence_;
   } else if (const auto* categoricals = std::get_if<Categoricals>(distribution_)) {
-    for_each_variable(*categoricals, y, {}, [&](const kernels::Rows<T>& rows, Index column) {
-      sum += kernel.categorical_divergence(rows, old_y.data + column, old_y.stride);
-    });
+    for_each_variable(
+        *categoricals, y, {}, [&](const kernels::VariableRows<T>& rows, Index column) {
+          sum += kernel.categorical_divergence(rows, old_y.data + column, old_y.stride);
+        });
   } else {
     std::visit(
         [&](const auto& d) {
@@ -140,7 +141,7 @@ double DistributionRows<T>::divergence(Matrix<const T> old_y, Matrix<const T> y)
 template <class T>
 double DistributionRows<T>::scores(Matrix<const T> y, Matrix<const T> actions, const double* scale,
                                    Matrix<T> out) const {
-  const kernels::RowTable<T>& kernel = kernels::row_table<T>();
+  const kernels::Kernels<T>& kernel = kernels::active<T>();
   double norms = 0, squares[kChunkRows];
   for (Index first = 0; first < y.rows; first += kChunkRows) {
     const Index rows = std::min(kChunkRows, y.rows - first);
@@ -153,9 +154,10 @@ double DistributionRows<T>::scores(Matrix<const T> y, Matrix<const T> actions, c
                               inverse_std_.data()},
                              scale + first, to.data, to.stride, squares);
     } else if (const auto* categoricals = std::get_if<Categoricals>(distribution_)) {
-      for_each_variable(*categoricals, part, taken, [&](const kernels::Rows<T>& x, Index column) {
-        kernel.categorical_scores(x, scale + first, to.data + column, to.stride, squares);
-      });
+      for_each_variable(
+          *categoricals, part, taken, [&](const kernels::VariableRows<T>& x, Index column) {
+            kernel.categorical_scores(x, scale + first, to.data + column, to.stride, squares);
+          });
     } else {
       std::visit(
           [&](const auto& d) {
@@ -195,9 +197,10 @@ double DistributionRows<T>::magnified_rounding(Matrix<const T> y, const double* 
 template <class T>
 void DistributionRows<T>::curvature(Matrix<const T> y, Matrix<T> s) const {
   if (const auto* categoricals = std::get_if<Categoricals>(distribution_)) {
-    for_each_variable(*categoricals, y, {}, [&](const kernels::Rows<T>& rows, Index column) {
-      kernels::row_table<T>().probabilities(rows, s.data + column, s.stride);
-    });
+    for_each_variable(
+        *categoricals, y, {}, [&](const kernels::VariableRows<T>& rows, Index column) {
+          kernels::active<T>().categorical_probabilities(rows, s.data + column, s.stride);
+        });
     return;
   }
   std::visit(
@@ -210,12 +213,12 @@ void DistributionRows<T>::curvature(Matrix<const T> y, Matrix<T> s) const {
 template <class T>
 void DistributionRows<T>::fisher_products(Matrix<const T> s, const double* scale, Matrix<const T> u,
                                           Matrix<T> out) const {
-  const kernels::RowTable<T>& kernel = kernels::row_table<T>();
+  const kernels::Kernels<T>& kernel = kernels::active<T>();
   if (has_shared_curvature()) {
     kernel.diagonal_products(s.data, scale, u.data, u.stride, u.rows, u.columns, out.data,
                              out.stride);
   } else if (const auto* categoricals = std::get_if<Categoricals>(distribution_)) {
-    for_each_variable(*categoricals, u, {}, [&](const kernels::Rows<T>& x, Index column) {
+    for_each_variable(*categoricals, u, {}, [&](const kernels::VariableRows<T>& x, Index column) {
       kernel.categorical_products(x.rows, x.n, s.data + column, s.stride, scale, x.y, x.ldy,
                                   out.data + column, out.stride);
     });
