@@ -137,7 +137,7 @@ Transactional. Raises ValueError or TypeError for bad arrays.)")
                wrong_value("max_change", "want a number > 0, got " + std::to_string(max_change));
              }
              options.max_change = max_change;
-             options.method = fisher_method_named(method, "method");
+             options.method = named<FisherMethod>(method, "method");
              return std::make_unique<PyGaussNewtonFit>(options);
            }),
            py::arg("steps") = GaussNewtonOptions{}.steps,

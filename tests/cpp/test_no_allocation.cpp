@@ -115,7 +115,7 @@ int main() {
   closed_form.line_search.reset();
   closed_form.problem.normalize_advantages = true;
   TrustRegionOptions kfac;
-  kfac.direction.preconditioner = KfacOptions{};
+  kfac.direction.preconditioner = KFac{};
   TrustRegionOptions automatic;
   automatic.direction.preconditioner = AutomaticPreconditioner{};
   automatic.direction.cg.last_residual = false;

@@ -10,24 +10,16 @@
 namespace natgrad {
 namespace {
 
-constexpr Index kTile = 128;             // rows whose Khatri-Rao products are formed at once
-constexpr Index kGroupRows = 256;        // rows of a group, whose sum is one task's: at least,
-constexpr Index kMaxGroups = 32;         // and of groups at most,
-constexpr Index kMaxSums = 64 << 20;     // and bytes of all their sums, unless one has more
-constexpr Index kBand = 48;              // rows of a Gram matrix that are one task
-constexpr Index kMostParameters = 4096;  // of a dense form, and
-constexpr Index kMostEigenvalues = 512;  // where eigenvalues are needed
-constexpr Index kMostSamples = 4096;     // K' N of the sample form
+constexpr Index kTile = 128;          // rows whose Khatri-Rao products are formed at once
+constexpr Index kGroupRows = 256;     // rows of a group, whose sum is one task's: at least,
+constexpr Index kMaxGroups = 32;      // and of groups at most,
+constexpr Index kMaxSums = 64 << 20;  // and bytes of all their sums, unless one has more
+constexpr Index kBand = 48;           // rows of a Gram matrix that are one task
 
 template <class T>
 Index part_count(const Network<T>& network, bool with_free) {
   return static_cast<Index>(network.layers().size()) +
          (with_free && network.spec().free_outputs > 0 ? 1 : 0);
-}
-
-// The pairs (i, j) of a Khatri-Rao product of two layers, j >= i where they are the same one.
-inline Index pair_count(Index n, Index m, bool same) {
-  return same ? n * (n + 1) / 2 : n * m;
 }
 
 template <class Visit>
@@ -409,76 +401,6 @@ bool DirectSolver<T>::solve_sample(CachedAdjoints<T>* adjoints, const double* fr
     x[offset + i] = b[offset + i] / (free[i] + damping);
   }
   return all_finite(x, count);
-}
-
-// --- what they cost ------------------------------------------------------------------------------
-
-namespace {
-// Fitted to the tables that `benchmarks/solver_choice.py` prints, on a Zen 5 with AVX-512, in
-// multiply-adds of a layer's matrix product of the same type.
-constexpr double kCholesky = 2.2;  // one in double, in those of float32
-constexpr double kEigen = 150;     // of P^3, to take a matrix apart
-
-// The dense form: a call; a parameter; an element of F; of a row: itself, a column k, a value that is
-// turned, a product of two of them, a multiply-add with one of these.
-struct DenseCosts {
-  double call, parameter, element, row, column, turned, outer, inner;
-};
-template <class T>
-constexpr DenseCosts kDense{78000, 8270, 412, 306, 684, 17, 25, 2.2};
-template <>
-constexpr DenseCosts kDense<double>{38200, 1990, 255, 323, 584, 22, 23, 0.74};
-
-// The sample form: a call, a parameter, an element of J J' and of each layer in it, a multiply-add,
-// a value that is turned; of two products.
-struct SampleCosts {
-  double call, parameter, element, layer, inner, turned, sweeps;
-};
-template <class T>
-constexpr SampleCosts kSample{298000, 63, 316, 12, 0.51, 123, 0.3};
-template <>
-constexpr SampleCosts kSample<double>{84500, 58, 178, 8.1, 0.57, 79, 0.45};
-}  // namespace
-
-template <class T>
-double DirectSolver<T>::cost(Solver form, const Linearization<T>& network, Index columns,
-                             bool damped) {
-  const Network<T>& model = network.network();
-  const std::vector<Layer>& layers = model.layers();
-  const double n = static_cast<double>(network.rows()), k = static_cast<double>(columns);
-  const double parameters = static_cast<double>(model.parameter_count());
-  const bool sample = form == Solver::sample;
-  if (sample ? !damped || network.rows() > kMostSamples / columns
-             : model.parameter_count() > (damped ? kMostParameters : kMostEigenvalues)) {
-    return std::numeric_limits<double>::infinity();
-  }
-  double inputs = 0, outputs = 0, outer = 0, inner = 0, products = 0;
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    inputs += static_cast<double>(layers[l].in + 1);
-    outputs += static_cast<double>(layers[l].out);
-    for (std::size_t m = l; m < layers.size(); ++m) {
-      const Index outers = pair_count(layers[l].out, layers[m].out, l == m);
-      const Index inners = pair_count(layers[l].in + 1, layers[m].in + 1, l == m);
-      outer += static_cast<double>(outers);
-      inner += static_cast<double>(inners);
-      products += static_cast<double>(outers * inners);
-    }
-  }
-  const auto cube = [](double x) { return x * x * x; };
-  const double cholesky = kCholesky * sizeof(float) / sizeof(T) / 6;  // the unit is one of T
-  if (sample) {
-    const double size = k * n, depth = static_cast<double>(layers.size());
-    const SampleCosts& c = kSample<T>;
-    return c.call + c.parameter * parameters + cholesky * cube(size) +
-           size * size * (c.element + c.layer * depth + c.inner * outputs / 2) +
-           n * size * c.inner * inputs / 2 + c.turned * (size * outputs + n * inputs) +
-           c.sweeps * network.cost(columns, 2);
-  }
-  const DenseCosts& c = kDense<T>;
-  return c.call + (c.parameter + c.element * parameters) * parameters +
-         (damped ? cholesky : kEigen) * cube(parameters) +
-         n * (c.row + c.column * k + c.turned * (inputs + k * outputs) +
-              c.outer * (inner + k * outer) + c.inner * products);
 }
 
 template class DirectSolver<float>;

@@ -10,24 +10,17 @@
 
 #include <Eigen/Eigenvalues>
 
+#include "natgrad/fisher/cost_model.hpp"
 #include "natgrad/model/cached_adjoints.hpp"
 #include "natgrad/solvers/cholesky.hpp"
 
 namespace natgrad {
-
-// How the system is solved. Either the choice is left to a cost model, among all or among the direct
-// forms alone, or it is made: `kronecker` is that of linear_gaussian.hpp.
-enum class Solver { automatic, direct, conjugate_gradient, kronecker, dense, sample };
 
 template <class T>
 class DirectSolver {
  public:
   // Columns k of J for rows from `first` on, at the outputs: d (rows, K).
   using Fill = FunctionRef<void(Index first, Index column, Matrix<T> d)>;
-
-  // Time of making and solving, in multiply-adds of the kernels: a cost model. Infinite where the
-  // form needs damping, and for matrices that are not made.
-  static double cost(Solver form, const Linearization<T>& network, Index columns, bool damped);
 
   // F (P, P), with `free` (free outputs) on its diagonal, or null where J has the free outputs.
   void assemble(const Linearization<T>& network, Index columns, Fill fill, const double* free,

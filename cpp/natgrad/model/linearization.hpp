@@ -95,11 +95,6 @@ class Linearization {
   // h_{l-1} (N, in)
   Matrix<const T> layer_input(std::size_t l) const { return activations_.input(l); }
 
-  // Whether keeping adjoints of `columns` columns makes a series of products faster, and the time of the
-  // faster way, in multiply-adds: a cost model.
-  bool adjoints_pay(Index columns, int sweeps) const;
-  double cost(Index columns, int sweeps) const;
-
   // The steps of these passes, for others over the same batch.
   Tiles<T>& tiles() { return tiles_; }
   GradientSums<T>& gradient_sums() { return gradient_; }

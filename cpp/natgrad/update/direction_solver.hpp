@@ -51,8 +51,7 @@ struct ConjugateGradient {
 
 // Kronecker factors where they reach the accuracy of plain conjugate gradients sooner.
 struct AutomaticPreconditioner {};
-using PreconditionerChoice =
-    std::variant<std::monostate, AutomaticPreconditioner, KfacOptions, Subsample>;
+using PreconditionerChoice = std::variant<std::monostate, AutomaticPreconditioner, KFac, Subsample>;
 enum class PreconditionerKind { none, kfac, subsample };
 
 struct DirectionOptions {

@@ -185,7 +185,8 @@ FitReport GaussNewtonFit<T>::operator()(ValueFunction<T>& value_function,
   const auto with_adjoints = [&] {
     return options_.method == FisherMethod::adjoints ||
            (options_.method == FisherMethod::automatic &&
-            network_.adjoints_pay(1, options_.cg_iterations));
+            kCostModel.adjoints_pay(shape_of(network, observations.rows, 1),
+                                    options_.cg_iterations));
   };
   linearize();
   FitReport report;
