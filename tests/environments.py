@@ -245,7 +245,7 @@ def write_checkpoint(path, metadata, arrays, extra=None):
 
 def contents(agent_or_path):
     """All that makes two agents equal, in comparable types: everything but the time of day."""
-    if not isinstance(agent_or_path, natgrad.Agent):
+    if not isinstance(agent_or_path, natgrad.agents.Agent):
         metadata, arrays = read_checkpoint(agent_or_path)
     else:
         with tempfile.TemporaryDirectory() as folder:

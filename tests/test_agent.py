@@ -58,7 +58,7 @@ def test_cartpole_is_solved_by_most_seeds(algorithm):
 def test_classic_control_is_learnt_by_most_seeds(env, steps, before, after):
     returns = []
     for seed in range(3):
-        agent = natgrad.TRPO(env, natgrad.TRPOConfig(batch_size=1024, seed=seed))
+        agent = natgrad.TRPO(env, natgrad.agents.TRPOConfig(batch_size=1024, seed=seed))
         assert history(agent, steps)[0]["rollout/ep_rew_mean"] < before
         returns.append(natgrad.evaluate(agent, episodes=10).mean)
     assert sorted(returns)[1] > after
@@ -69,7 +69,7 @@ def test_classic_control_is_learnt_by_most_seeds(env, steps, before, after):
 def test_pendulum_is_learnt_by_most_seeds_within_its_bounds(distribution):
     returns = []
     for seed in range(3):
-        config = natgrad.TRPOConfig(n_envs=4, seed=seed, distribution=distribution)
+        config = natgrad.agents.TRPOConfig(n_envs=4, seed=seed, distribution=distribution)
         agent = natgrad.TRPO("Pendulum-v1", config)
         agent.learn(200_000)
         returns.append(natgrad.evaluate(agent, episodes=10).mean)
@@ -78,7 +78,9 @@ def test_pendulum_is_learnt_by_most_seeds_within_its_bounds(distribution):
 
 @pytest.mark.slow
 def test_halfcheetah_improves_in_processes_and_stays_within_its_trust_region():
-    config = natgrad.TRPOConfig(n_envs=2, vectorization="async", batch_size=2000, max_kl=0.02)
+    config = natgrad.agents.TRPOConfig(
+        n_envs=2, vectorization="async", batch_size=2000, max_kl=0.02
+    )
     agent = natgrad.TRPO("HalfCheetah-v5", config)
     logs = history(agent, 24_000)
     agent.close()
@@ -153,7 +155,7 @@ CHANGES = {  # option: another value, and options without which it would mean no
 }
 TESTED_BELOW = {"vectorization", "env_options"}  # the first must not change what is learnt
 TESTED_WITH_THE_POOL = {"stepper"}  # in test_pool.py
-CONFIGS = (natgrad.TRPOConfig, natgrad.NPGConfig, natgrad.REINFORCEConfig)
+CONFIGS = (natgrad.agents.TRPOConfig, natgrad.agents.NPGConfig, natgrad.agents.REINFORCEConfig)
 
 
 def test_every_option_is_tested():
@@ -200,11 +202,11 @@ def test_environment_options_reach_the_environment():
 
 
 def test_options_can_be_given_as_one_object_and_are_kept():
-    config = natgrad.TRPOConfig(**SMALL, max_kl=0.02)
+    config = natgrad.agents.TRPOConfig(**SMALL, max_kl=0.02)
     agent = natgrad.TRPO("CartPole-v1", config)
     assert agent.config is config
-    assert natgrad.TRPOConfig.from_options(config.to_json()) == config
-    for wrong in (natgrad.NPGConfig(), natgrad.REINFORCEConfig()):
+    assert natgrad.agents.TRPOConfig.from_options(config.to_json()) == config
+    for wrong in (natgrad.agents.NPGConfig(), natgrad.agents.REINFORCEConfig()):
         with pytest.raises(TypeError, match=f"config is a {type(wrong).__name__} .*; wanted"):
             natgrad.TRPO("CartPole-v1", wrong)
     with pytest.raises(TypeError, match=r"with 1 options besides; wanted either a TRPOConfig or"):
@@ -285,9 +287,9 @@ def test_a_batch_has_at_least_one_step_of_every_environment():
 )
 def test_a_damping_that_is_adapted_starts_within_its_bounds(options):
     with pytest.raises(ValueError, match=r"damping.*wanted"):
-        natgrad.TRPOConfig(damping_mode="adaptive", **options)
+        natgrad.agents.TRPOConfig(damping_mode="adaptive", **options)
     if options.get("damping_max") is None:
-        natgrad.TRPOConfig(**options)  # bounds of another mode
+        natgrad.agents.TRPOConfig(**options)  # bounds of another mode
 
 
 def test_the_log_says_how_the_system_was_solved():
@@ -308,7 +310,7 @@ def test_every_option_has_a_help_text_and_a_group():
         for field in dataclasses.fields(config):
             assert len(field.metadata["help"]) > 5, field.name
             assert field.metadata["group"], field.name
-    assert issubclass(natgrad.TRPOConfig, AgentConfig)
+    assert issubclass(natgrad.agents.TRPOConfig, AgentConfig)
 
 
 # Normalisation ---------------------------------------------------------------------------------
@@ -604,12 +606,13 @@ def test_training_stops_after_five_failed_updates_with_the_agent_as_it_was(algor
     broken = agent.policy.parameters.tobytes()
     logs = []
     with pytest.raises(
-        natgrad.TrainingStalled, match="5 updates in a row failed, the last one with NON_FINITE: "
+        natgrad.agents.TrainingStalled,
+        match="5 updates in a row failed, the last one with NON_FINITE: ",
     ):
         agent.learn(6400, callback=lambda _, log: logs.append(log))
     assert [log["train/status"] for log in logs] == ["NON_FINITE"] * 5
     assert agent.policy.parameters.tobytes() == broken
-    with pytest.raises(natgrad.TrainingStalled, match="6 updates in a row"):
+    with pytest.raises(natgrad.agents.TrainingStalled, match="6 updates in a row"):
         agent.learn(6400)
 
 
@@ -631,7 +634,7 @@ def test_one_good_update_forgives_the_failures_before(algorithm):
 # Callbacks -------------------------------------------------------------------------------------
 
 
-class Recorder(natgrad.Callback):
+class Recorder(natgrad.agents.Callback):
     def __init__(self, name="", events=None, fail_at=None):
         self.name, self.events, self.fail_at = name, [] if events is None else events, fail_at
 
@@ -702,18 +705,18 @@ def test_what_is_no_callback_is_refused(callback):
 def test_training_stops_at_the_wanted_return():
     agent = natgrad.TRPO("CartPole-v1", batch_size=512)
     logs = history(agent, 512)
-    agent.learn(200_000, callback=natgrad.StopOnReturn(60))
+    agent.learn(200_000, callback=natgrad.agents.StopOnReturn(60))
     assert len(agent.recent_episodes) >= 20
     mean = np.mean([episode.total_reward for episode in agent.recent_episodes])
     assert 60 <= mean < 120
     assert logs[0]["rollout/ep_rew_mean"] < 60
     patient = natgrad.TRPO("CartPole-v1", batch_size=512)
-    patient.learn(512, callback=natgrad.StopOnReturn(1, episodes=10**6))
-    assert patient.learn(1024, natgrad.StopOnReturn(1, episodes=10**6)).num_updates == 3
+    patient.learn(512, callback=natgrad.agents.StopOnReturn(1, episodes=10**6))
+    assert patient.learn(1024, natgrad.agents.StopOnReturn(1, episodes=10**6)).num_updates == 3
 
 
 def test_an_evaluation_callback_logs_and_keeps_the_best(tmp_path):
-    callback = natgrad.EvalCallback(2, 3, best_path=tmp_path / "best.npz")
+    callback = natgrad.agents.EvalCallback(2, 3, best_path=tmp_path / "best.npz")
     agent = natgrad.TRPO("CartPole-v1", batch_size=256)
     logs = []
     agent.learn(256 * 7, callback=[callback, lambda _, log: logs.append(log.copy())])
@@ -725,30 +728,30 @@ def test_an_evaluation_callback_logs_and_keeps_the_best(tmp_path):
     assert best.num_updates == 2 * (1 + means.index(max(means)))
     assert {"eval/std_reward", "eval/mean_ep_length"} <= logs[1].keys()
     with pytest.raises(ValueError, match="every is 0"):
-        natgrad.EvalCallback(0)
+        natgrad.agents.EvalCallback(0)
 
 
 def test_a_resumed_training_keeps_the_best_agent_of_the_one_before(tmp_path):
     path = tmp_path / "best.npz"
     agent = natgrad.TRPO("CartPole-v1", batch_size=256)
-    agent.learn(256 * 6, callback=natgrad.EvalCallback(6, 3, best_path=path))
+    agent.learn(256 * 6, callback=natgrad.agents.EvalCallback(6, 3, best_path=path))
     good = natgrad.evaluate(agent, episodes=3).mean
 
     bad = natgrad.TRPO("CartPole-v1", batch_size=256).learn(256)
     before = path.read_bytes()
-    callback = natgrad.EvalCallback(1, 3, best_path=path)
+    callback = natgrad.agents.EvalCallback(1, 3, best_path=path)
     bad.learn(256, callback=callback)
     assert callback.best.mean == good > natgrad.evaluate(bad, episodes=3).mean
     assert path.read_bytes() == before
 
-    fresh = natgrad.EvalCallback(1, 3, best_path=path)  # a training of its own starts over
+    fresh = natgrad.agents.EvalCallback(1, 3, best_path=path)  # a training of its own starts over
     natgrad.TRPO("CartPole-v1", batch_size=256).learn(256, callback=fresh)
     assert fresh.best.mean < good
     assert path.read_bytes() != before
 
     path.write_bytes(b"damaged")
     with pytest.warns(UserWarning, match="the best agent is sought anew"):
-        bad.learn(256, callback=(callback := natgrad.EvalCallback(1, 3, best_path=path)))
+        bad.learn(256, callback=(callback := natgrad.agents.EvalCallback(1, 3, best_path=path)))
     assert natgrad.evaluate(natgrad.TRPO.load(path), episodes=3).mean == callback.best.mean
 
 
@@ -764,14 +767,14 @@ def test_a_resumed_training_keeps_the_best_agent_of_the_one_before(tmp_path):
 def test_the_best_agent_is_evaluated_where_the_others_are(tmp_path, env, options):
     path = tmp_path / "best.npz"
     agent = natgrad.TRPO(env, batch_size=64, **options)
-    agent.learn(64, callback=(first := natgrad.EvalCallback(1, 3, best_path=path)))
-    second = natgrad.EvalCallback(10**6, 3, best_path=path)
+    agent.learn(64, callback=(first := natgrad.agents.EvalCallback(1, 3, best_path=path)))
+    second = natgrad.agents.EvalCallback(10**6, 3, best_path=path)
     agent.learn(64, callback=second)
     np.testing.assert_array_equal(second.best.returns, first.best.returns)
 
 
 def test_a_checkpoint_callback_keeps_the_newest_files(tmp_path):
-    callback = natgrad.CheckpointCallback(tmp_path / "deep" / "folder", every=2, keep=2)
+    callback = natgrad.agents.CheckpointCallback(tmp_path / "deep" / "folder", every=2, keep=2)
     agent = natgrad.TRPO(Random, **SMALL).learn(64 * 9, callback=callback)
     files = sorted(path.name for path in (tmp_path / "deep" / "folder").iterdir())
     assert files == ["checkpoint-000000008.npz", "checkpoint-000000009.npz"]
@@ -779,7 +782,7 @@ def test_a_checkpoint_callback_keeps_the_newest_files(tmp_path):
     assert contents(newest) == contents(agent)
     for bad in ({"every": 0}, {"keep": 0}):
         with pytest.raises(ValueError, match="wanted at least 1"):
-            natgrad.CheckpointCallback(tmp_path, **bad)
+            natgrad.agents.CheckpointCallback(tmp_path, **bad)
 
 
 def test_the_progress_bar_is_on_stderr_and_reaches_its_end(capfd):
@@ -874,13 +877,15 @@ def test_a_second_signal_interrupts_at_once(tmp_path):
     trouble.start("two signals", episode=agent.num_episodes + 2)
     with pytest.raises(KeyboardInterrupt) as caught:
         agent.learn(640)
-    assert not isinstance(caught.value, natgrad.TrainingInterrupted)
+    assert not isinstance(caught.value, natgrad.agents.TrainingInterrupted)
     assert contents(agent) == before
 
 
 def test_a_signal_in_a_callback_lets_the_update_count(tmp_path):
     agent = natgrad.TRPO(Random, **SMALL)
-    with pytest.raises(natgrad.TrainingInterrupted, match="after 64 steps; saved to ") as caught:
+    with pytest.raises(
+        natgrad.agents.TrainingInterrupted, match="after 64 steps; saved to "
+    ) as caught:
         agent.learn(
             640, callback=lambda *_: signal.raise_signal(signal.SIGTERM), run_dir=tmp_path / "run"
         )

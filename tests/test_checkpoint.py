@@ -27,8 +27,7 @@ from environments import (
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import natgrad
-from natgrad import CheckpointError
-from natgrad.agents import checkpoint, runs
+from natgrad.agents import CheckpointError, checkpoint, runs
 
 Discrete = functools.partial(Random, discrete=True)
 KINDS = {
@@ -125,7 +124,7 @@ def test_processes_can_be_left_and_entered_at_a_checkpoint(tmp_path):
 
 def test_an_agent_is_loaded_by_its_algorithm_or_by_any_agents_class(tmp_path):
     natgrad.NPG("CartPole-v1", **SMALL).save(tmp_path / "npg.npz")
-    assert type(natgrad.Agent.load(tmp_path / "npg.npz")) is natgrad.NPG
+    assert type(natgrad.agents.Agent.load(tmp_path / "npg.npz")) is natgrad.NPG
     assert type(natgrad.NPG.load(str(tmp_path / "npg.npz"))) is natgrad.NPG
     for other in (natgrad.TRPO, natgrad.REINFORCE):
         with pytest.raises(CheckpointError, match=f"agent of NPG, not of {other.__name__}"):
@@ -146,7 +145,7 @@ def test_a_checkpoint_is_an_ordinary_npz_without_pickles(tmp_path):
     assert metadata["format_version"] == 1
     assert metadata["natgrad_version"] == natgrad.__version__
     assert metadata["env_id"] == "CartPole-v1"
-    assert natgrad.TRPOConfig.from_options(metadata["config"]) == agent.config
+    assert natgrad.agents.TRPOConfig.from_options(metadata["config"]) == agent.config
     np.testing.assert_array_equal(arrays["policy/parameters"], agent.policy.parameters)
 
 
@@ -567,7 +566,7 @@ for limit in [0, 1, 100, *range(200, len(before), len(before) // 50), len(before
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         agent.save(folder / "agent.npz")
-    except natgrad.CheckpointError as error:
+    except natgrad.agents.CheckpointError as error:
         assert "File too large" in str(error) and "unchanged" in str(error), error
     else:
         raise AssertionError(limit)
@@ -599,7 +598,7 @@ def fill(agent, log):
 agent = natgrad.TRPO("CartPole-v1", batch_size=64)
 try:
     agent.learn(64 * 5, callback=fill, run_dir=folder, checkpoint_every=1)
-except natgrad.CheckpointError as error:
+except natgrad.agents.CheckpointError as error:
     print("at the end:", error)
 resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 print(agent.num_updates, natgrad.TRPO.load(folder).num_updates)
@@ -680,7 +679,7 @@ def train_until_done(folder, rng, *options, signals):
                 errors,
             )
             saved = errors.partition("saved to ")[2].partition(";")[0]
-            assert f"after {natgrad.Agent.load(saved).num_timesteps} steps" in errors
+            assert f"after {natgrad.agents.Agent.load(saved).num_timesteps} steps" in errors
         arguments = [*TRAINING, "--resume", folder, "--checkpoint-every", options[0]]
     raise AssertionError("it never ended")
 
@@ -710,7 +709,7 @@ def test_a_run_that_is_interrupted_again_and_again_ends_as_if_it_had_not_been(
     assert code == 0, errors
     interruptions = train_until_done(tmp_path / "pieces", rng, *options, signals=signals)
     assert interruptions >= 2
-    whole, pieces = (natgrad.Agent.load(tmp_path / name) for name in ("whole", "pieces"))
+    whole, pieces = (natgrad.agents.Agent.load(tmp_path / name) for name in ("whole", "pieces"))
     assert contents(whole) == contents(pieces)
     check_same_records(tmp_path / "whole", tmp_path / "pieces")
     leftovers = [path.name for path in (tmp_path / "pieces").rglob(".*")]

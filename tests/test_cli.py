@@ -134,7 +134,7 @@ def test_a_linear_policy_can_be_asked_for(tmp_path, capsys):
         capsys, "train", "CartPole-v1", *SHORT, "--hidden", "none", "--run-dir", folder
     )
     assert code == 0
-    assert natgrad.Agent.load(folder).policy.hidden == ()
+    assert natgrad.agents.Agent.load(folder).policy.hidden == ()
 
 
 def test_training_stops_at_the_target_return(tmp_path, capsys):
@@ -156,7 +156,7 @@ def test_a_finished_run_can_be_made_longer(tmp_path, capsys):
     assert "| 512 steps | 0.0 s, 0 steps/s" in output
     assert main(capsys, "train", "--resume", short, "--steps", 1024)[0] == 0
     assert main(capsys, "train", "CartPole-v1", *SHORT, "--steps", 1024, "--run-dir", whole)[0] == 0
-    assert contents(natgrad.Agent.load(short)) == contents(natgrad.Agent.load(whole))
+    assert contents(natgrad.agents.Agent.load(short)) == contents(natgrad.agents.Agent.load(whole))
     assert runs.read_config(short) == runs.read_config(whole)
 
 
@@ -227,7 +227,7 @@ def test_an_environment_that_fails_is_one_line_and_the_run_can_go_on(tmp_path):
         r"OSError: no signal; to go on: natgrad train --resume .*run\n",
         errors,
     )
-    assert natgrad.Agent.load(tmp_path / "run", Painted).num_updates == 0
+    assert natgrad.agents.Agent.load(tmp_path / "run", Painted).num_updates == 0
 
 
 # eval, enjoy, plot -----------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_evaluation_takes_a_folder_or_a_file_and_a_seed(trained, capsys):
         outputs.append(output)
     assert outputs[0] == outputs[1]
     assert len(set(outputs)) == 3
-    result = natgrad.evaluate(natgrad.Agent.load(trained), episodes=5)
+    result = natgrad.evaluate(natgrad.agents.Agent.load(trained), episodes=5)
     assert outputs[0].startswith(f"return {result}")
     code, output, _ = main(capsys, "eval", trained)
     assert "over 100 episodes" in output

@@ -11,9 +11,10 @@ import enum
 import os
 import signal
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 import gymnasium
@@ -21,7 +22,6 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-import natgrad.theory.worlds  # noqa: F401  (registers its environments)
 from natgrad.rollouts.pool import EnvPoolStepper
 from natgrad.spaces import ActionDecoder, ObservationEncoder
 
@@ -39,6 +39,10 @@ Env: TypeAlias = gymnasium.Env[Any, Any]
 EnvironmentLike: TypeAlias = str | Callable[[], Env] | VectorEnv[Any, Any, Any]
 
 _FAULT = "natgrad_fault"  # key of the info dictionary under which a guard reports
+
+# Modules that register the environments of a namespace; gymnasium imports them by these names when
+# one of their environments is made.
+_NAMESPACES = {"natgrad": "natgrad.theory.worlds"}
 
 
 class EnvironmentFault(RuntimeError):  # noqa: N818
@@ -89,9 +93,11 @@ class _Registered:
     options: dict[str, Any]
 
     def __call__(self, **more: Any) -> Env:
+        module = _NAMESPACES.get(self.id.rpartition("/")[0])
+        name = self.id if module is None else f"{module}:{self.id}"
         try:
             # The guard below checks more than gymnasium's passive checker does, in less time.
-            return gymnasium.make(self.id, disable_env_checker=True, **{**self.options, **more})
+            return gymnasium.make(name, disable_env_checker=True, **{**self.options, **more})
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             raise ValueError(f"env: gymnasium cannot make {self.id!r}: {error}") from error
 
@@ -116,6 +122,44 @@ class EnvironmentState:
     lengths: NDArray[np.int64]
     waiting: NDArray[np.bool_]
     actions: list[NDArray[Any] | None]
+
+    def copy(self) -> "EnvironmentState":
+        """One that shares no array that a rollout writes to."""
+        return EnvironmentState(**{f.name: copy(getattr(self, f.name)) for f in fields(self)})
+
+    def pack(self, no_actions: NDArray[Any]) -> tuple[list[int | None], dict[str, NDArray[Any]]]:
+        """Everything as arrays by the names of the attributes; actions one after the other.
+
+        Args:
+            no_actions: (0, ...), with the type and shape of what the policy samples.
+
+        Returns:
+            For each environment the number of its actions, None where they are not kept; arrays.
+        """
+        lengths = [None if actions is None else len(actions) for actions in self.actions]
+        arrays: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        kept = [actions for actions in self.actions if actions is not None and len(actions)]
+        return lengths, {**arrays, "actions": np.concatenate([no_actions, *kept])}
+
+    @staticmethod
+    def unpack(
+        lengths: Sequence[int | None], arrays: Mapping[str, NDArray[Any]]
+    ) -> "EnvironmentState":
+        """What `pack` made arrays of.
+
+        Raises:
+            ValueError: a negative number where something is counted.
+        """
+        for name in ("episodes", "lengths"):
+            if (arrays[name] < 0).any():
+                raise ValueError(f"{name} of environments has negative elements")
+        ends = np.cumsum([length or 0 for length in lengths]).tolist()
+        actions = [
+            None if length is None else arrays["actions"][end - length : end]
+            for length, end in zip(lengths, ends, strict=True)
+        ]
+        others: dict[str, Any] = {name: a for name, a in arrays.items() if name != "actions"}
+        return EnvironmentState(**others, actions=actions)
 
     def restart(self, i: int) -> None:
         """Lets environment i go on to its next episode."""
@@ -234,6 +278,18 @@ class Environments:
     def abandon(self) -> None:
         """Gives a rollout up: the next `begin` goes back to `state`."""
         self._current = False
+
+    def restore(self, state: EnvironmentState) -> None:
+        """Says where the live environments have to go back to.
+
+        No episode can go on in another number of copies: new ones begin then, after those of the
+        state.
+        """
+        self.abandon()
+        if len(state.episodes) == self.num_envs:
+            self.state = state
+        else:
+            self.state.episodes[:] = state.episodes.max() + 1
 
     def step(
         self,
