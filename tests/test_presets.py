@@ -65,7 +65,9 @@ def test_the_command_prints_options_that_train_takes(capsys):
         ("max_kl", 0.03),
         ("preconditioner", "kfac"),
         ("normalize_observations", False),
-        ("warm_start", True),
+        ("damping", 0.3),
+        ("damping", "AdaptiveDamping(0.1, low=1e-4)"),
+        ("line_search", natgrad.LineSearch(0.5)),
         ("hidden", (32, 16)),
         ("hidden", ()),
         ("env_options", {"gravity": 5.0}),
@@ -73,7 +75,9 @@ def test_the_command_prints_options_that_train_takes(capsys):
 )
 def test_train_reads_an_option_as_presets_prints_it(option, value):
     words = shlex.split(_argument(option, value))
-    assert vars(_parser().parse_args(["train", NAME, *words]))[option] == value
+    given = vars(_parser().parse_args(["train", NAME, *words]))[option]
+    read, want = (natgrad.agents.TRPOConfig(**{option: x}) for x in (given, value))
+    assert read == want
 
 
 def test_the_command_lists_all(capsys):

@@ -298,7 +298,7 @@ class Agent(ABC):
             rollout = collect(self.policy, self._environments, steps, self._rng, interrupted)
         with watch.part("critic"):
             observations, actions = rollout.decisions()
-            advantages, returns = self._advantages(rollout)
+            advantages, returns = map(rollout.of_decisions, self._advantages(rollout))
         with watch.part("update"):
             report = self._improve(Batch(observations, actions, advantages))
         with watch.part("critic"):
@@ -315,7 +315,7 @@ class Agent(ABC):
         """One update of the policy."""
 
     def _advantages(self, rollout: Rollout) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Advantages and returns of the decisions of a rollout, (N,) each."""
+        """Advantages and returns, (T, n) each."""
         n_rows, n_envs, size = rollout.observations.shape
         values = np.asarray(self.critic.predict(rollout.observations.reshape(-1, size)))
         values = values.reshape(n_rows, n_envs)
@@ -323,7 +323,7 @@ class Agent(ABC):
         if len(rollout.final_observations):
             # The next row belongs to a new episode: a cut-off one goes on from where it stood.
             following[rollout.final_index] = self.critic.predict(rollout.final_observations)
-        advantages, returns = _core.gae(
+        return _core.gae(
             rollout.rewards,
             values[:-1],
             following,
@@ -333,7 +333,6 @@ class Agent(ABC):
             self.config.gae_lambda,
             rollout.valid,
         )
-        return rollout.of_decisions(advantages), rollout.of_decisions(returns)
 
     def _set_normalizers(self) -> None:
         clip = self.config.clip_observations if self._moments.count else math.inf

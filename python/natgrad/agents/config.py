@@ -257,7 +257,7 @@ class TRPOConfig(NPGConfig):
         0.03, "trust region", "largest mean KL(old || new) of an update, in nats", above=0.0
     )
     line_search: _core.LineSearch = _option(
-        _core.LineSearch(), "trust region", "how a step that does not do is shortened"
+        _core.LineSearch(), "trust region", "how a step is shortened until it is acceptable"
     )
 
 
