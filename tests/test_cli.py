@@ -1,7 +1,6 @@
 """The command line: what it prints, writes and returns, and one line for whatever is wrong."""
 
 import dataclasses
-import json
 import os
 import re
 import signal
@@ -14,7 +13,7 @@ from environments import Painted, contents, kill, popen, read_checkpoint, run
 
 import natgrad
 from natgrad import cli
-from natgrad.agents import runs
+from natgrad.agents import runs, values
 from natgrad.agents.plot import learning_curve
 
 COMMANDS = ("train", "eval", "enjoy", "plot", "bench", "gallery")
@@ -85,27 +84,31 @@ def test_a_policy_within_bounds_is_trained_and_evaluated(tmp_path, capsys, distr
 
 
 def option_texts():
-    """Every option with a value other than its default, as text."""
-    values = {
-        bool: "--no-{}",
-        int: "3",
-        float: "0.5",
-        tuple: "5,4",
-        dict: '{"max_episode_steps": 9}',
+    """Every option with a value other than its default, as text, and what config.json says then."""
+    texts = {
+        int: ("3", 3),
+        float: ("0.5", 0.5),
+        tuple: ("5,4", [5, 4]),
+        dict: ('{"max_episode_steps": 9}', {"max_episode_steps": 9}),
+        natgrad.LineSearch: ("LineSearch(0.5)", values.text_of(natgrad.LineSearch(0.5))),
     }
     for config in cli.CONFIGS.values():
         for field in dataclasses.fields(config):
             default = getattr(config(), field.name)
-            flag = field.name.replace("_", "-")
+            flag = f"--{field.name.replace('_', '-')}"
             if isinstance(default, bool):
-                yield config, field.name, (values[bool].format(flag),), False
+                yield config, field.name, (flag.replace("--", "--no-"),), False
             elif isinstance(default, str):
-                choice = re.search(r"Literal\[(.*)\]", str(field.type)).group(1).split(", ")[-1]
-                yield config, field.name, (f"--{flag}", choice.strip("'\"")), choice.strip("'\"")
+                choice = re.search(r"Literal\[[^\]]*'(\w+)'\]", str(field.type))[1]
+                yield config, field.name, (flag, choice), choice
             else:
-                text = values[type(default)]
-                value = json.loads(f"[{text}]" if isinstance(default, tuple) else text)
-                yield config, field.name, (f"--{flag}", text), value
+                text, value = texts[type(default)]
+                yield config, field.name, (flag, text), value
+    for name, text in (
+        ("damping", "AdaptiveDamping(initial=0.2, low=0.001, high=10.0, metric=None)"),
+        ("preconditioner", "KFac(every=5, all_columns=False)"),
+    ):
+        yield natgrad.agents.NPGConfig, name, (f"--{name}", text), text
 
 
 @pytest.mark.parametrize(
@@ -117,9 +120,8 @@ def test_every_option_reaches_the_agent(config, name, arguments, value):
     parsed = vars(cli._parser().parse_args(["train", "CartPole-v1", *arguments]))
     given = {key: parsed[key] for key in parsed if key in config.__dataclass_fields__}
     assert list(given) == [name]
-    if name == "line_search_max_backtracks" or value != getattr(config(), name):
-        built = config.from_options(given)
-        assert built.to_json()[name] == value
+    assert value != config().to_json()[name]
+    assert config.from_options(given).to_json()[name] == value
 
 
 def test_options_that_are_not_given_are_those_of_the_class():
@@ -366,9 +368,13 @@ def test_the_help_of_train_explains_every_option_with_its_default(capsys, monkey
             shown = cli._shown(field)
             if field.name == "max_kl":
                 shown = "0.03 for trpo, 0.01 for npg"
-            assert f"{field.metadata['help']} (default: {shown})" in text, flag
-    for group in ("line search (trpo only)", "trust region (trpo, npg only)"):
+            words = re.escape(field.metadata["help"])
+            assert re.search(rf"{words} \(([^;]*; )?default: {re.escape(shown)}", text), flag
+    for group in ("policy gradient (reinforce only)", "trust region (trpo, npg only)"):
         assert group in text
+    assert "(a number >= 0, FixedDamping(...), TraceDamping(...) or AdaptiveDamping(...)" in text
+    for cls in values.CLASSES:
+        assert f"{cls}(...)" in text or f"{cls}(" in text.partition("A VALUE is")[2]
 
 
 # Bad input -------------------------------------------------------------------------------------
@@ -378,6 +384,22 @@ BAD = {
     "no environment": ("train", "train needs an environment"),
     "no such module": ("train nothing:CartPole-v1", "gymnasium cannot make 'nothing:CartPole"),
     "value out of range": ("train CartPole-v1 --gamma 2", "gamma is 2.0; wanted a number >= 0"),
+    "unknown value": (
+        "train CartPole-v1 --damping Adaptive(0.1)",
+        "known are FixedDamping, TraceDamping, AdaptiveDamping",
+    ),
+    "unknown argument of a value": (
+        "train CartPole-v1 --line-search LineSearch(factor=0.5)",
+        "has other arguments than LineSearch(shrink=0.8, max_backtracks=10, accept_ratio=0.0)",
+    ),
+    "argument of a value out of range": (
+        "train CartPole-v1 --damping AdaptiveDamping(low=-1)",
+        "AdaptiveDamping: low: want float > 0",
+    ),
+    "value of another option": (
+        "train CartPole-v1 --damping KFac(2)",
+        "damping is KFac(every=2, all_columns=False); wanted a number >= 0, FixedDamping(...)",
+    ),
     "batch too small": ("train CartPole-v1 --n-envs 9 --batch-size 4", "batch_size is 4; wanted"),
     "option of another algorithm": (
         "train CartPole-v1 --algo reinforce --max-kl 0.1",

@@ -3,6 +3,7 @@
 import re
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,10 +27,21 @@ import natgrad
 from natgrad import (
     AdaptiveDamping,
     ConjugateGradient,
+    FixedDamping,
     KFac,
+    LineSearch,
+    Progress,
     Subsample,
+    TraceDamping,
 )
-from natgrad.agents import CheckpointError, runs
+from natgrad.agents import (
+    CheckpointError,
+    NPGConfig,
+    REINFORCEConfig,
+    TRPOConfig,
+    flat_options,
+    runs,
+)
 
 KINDS = {
     "trpo": (natgrad.TRPO, {}),
@@ -147,7 +159,7 @@ def test_a_checkpoint_is_an_ordinary_npz_without_pickles(tmp_path):
     assert metadata["format_version"] == 1
     assert metadata["natgrad_version"] == natgrad.__version__
     assert metadata["env_id"] == "CartPole-v1"
-    assert natgrad.agents.TRPOConfig.from_options(metadata["config"]) == agent.config
+    assert TRPOConfig.from_options(metadata["config"]) == agent.config
     np.testing.assert_array_equal(arrays["policy/parameters"], agent.policy.parameters)
 
 
@@ -159,6 +171,97 @@ def test_a_checkpoint_of_another_number_of_environments_starts_new_episodes(tmp_
         resumed = natgrad.TRPO.load(tmp_path / "agent.npz", env).learn(64)
     assert resumed.num_updates == 3
     env.close()
+
+
+# Older files -------------------------------------------------------------------------------------
+
+DATA = Path(__file__).parent / "data"  # two checkpoints of one run, before options were values
+
+
+def test_a_run_from_before_options_were_values_goes_on(tmp_path):
+    agent = natgrad.TRPO.load(DATA / "flat_options.npz")
+    assert agent.config.damping == AdaptiveDamping(0.1, 1e-4, 10.0)
+    assert agent.config.preconditioner == KFac(3)
+    assert agent.config.line_search == LineSearch(0.7)
+    assert agent.config.solver == ConjugateGradient(6, stop=Progress(0.02, 3), warm_start=True)
+    metadata, arrays = read_checkpoint(DATA / "flat_options_later.npz")
+    agent.learn(metadata["progress"]["num_timesteps"] - agent.num_timesteps)
+    agent.save(tmp_path / "agent.npz")
+    ours, found = read_checkpoint(tmp_path / "agent.npz")
+    assert found.keys() == arrays.keys()
+    assert ours.keys() == metadata.keys()
+    assert ours["progress"].keys() == metadata["progress"].keys()
+    for name, array in arrays.items():  # not to the bit: the machine may have other instructions
+        np.testing.assert_allclose(found[name], array, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+FLAT = {
+    "damping": 0.3, "damping_mode": "fixed", "damping_min": 1e-5, "damping_max": 10.0,
+    "cg_iterations": 10, "cg_rtol": 1e-10, "solver": "auto", "preconditioner": "auto",
+    "kfac_every": 2, "kfac_refresh": 1, "kfac_decay": 0.0, "subsample_every": 6,
+    "subsample_iterations": 4, "nystrom_rank": 20, "cg_last_residual": True,
+    "cg_progress_tolerance": 0.0, "cg_progress_window": 3, "warm_start": False,
+    "line_search_shrink": 0.8, "line_search_max_backtracks": 10, "line_search_accept_ratio": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flat", "option", "value"),
+    [
+        ({}, "damping", 0.3),
+        ({"damping_mode": "trace"}, "damping", TraceDamping(0.3)),
+        ({"damping_mode": "adaptive", "damping_max": 2.0}, "damping", AdaptiveDamping(0.3, high=2)),
+        ({}, "solver", ConjugateGradient(or_direct=True)),
+        ({"solver": "cg", "cg_iterations": 4}, "solver", ConjugateGradient(4)),
+        ({"solver": "direct", "cg_rtol": 0.5}, "solver", "direct"),
+        ({"cg_rtol": 1e-4}, "solver", ConjugateGradient(rtol=1e-4, or_direct=True)),
+        (
+            {"cg_progress_tolerance": 0.1, "cg_last_residual": False, "warm_start": True},
+            "solver",
+            ConjugateGradient(
+                stop=Progress(0.1), last_residual=False, warm_start=True, or_direct=True
+            ),
+        ),
+        ({}, "preconditioner", "auto"),
+        ({"preconditioner": "none", "kfac_every": 5}, "preconditioner", "none"),
+        ({"preconditioner": "kfac", "kfac_every": 5}, "preconditioner", KFac(5)),
+        ({"preconditioner": "subsample", "subsample_every": 9}, "preconditioner", Subsample(9, 4)),
+        ({"line_search_accept_ratio": 0.1}, "line_search", LineSearch(accept_ratio=0.1)),
+    ],
+)
+def test_flat_options_are_read_as_values(flat, option, value):
+    options = flat_options.as_values({**FLAT, **flat})
+    assert getattr(TRPOConfig(**options), option) == value
+    without_search = {k: v for k, v in FLAT.items() if not k.startswith("line_search")}
+    if option != "line_search":
+        options = flat_options.as_values({**without_search, **flat})
+        assert getattr(NPGConfig(**options), option) == value
+
+
+def test_values_are_read_as_they_are():
+    for config in (
+        TRPOConfig(damping=FixedDamping()),
+        REINFORCEConfig(),
+    ):
+        assert flat_options.as_values(config.to_json()) == config.to_json()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("kfac_refresh", 3),
+        ("kfac_decay", 0.5),
+        ("preconditioner", "nystrom"),
+        ("preconditioner", "diagonal"),
+        ("kfac_every", 4),  # beside preconditioner="auto"
+    ],
+)
+def test_flat_options_that_are_gone_are_refused(tmp_path, option, value):
+    metadata, arrays = read_checkpoint(DATA / "flat_options.npz")
+    metadata["config"] |= {"preconditioner": "auto", "kfac_every": 2, option: value}
+    write_checkpoint(tmp_path / "old.npz", with_checksum(metadata, arrays), arrays)
+    with pytest.raises(CheckpointError, match=f"{option} is {value!r}, which updates no"):
+        natgrad.TRPO.load(tmp_path / "old.npz")
 
 
 # Walking back ----------------------------------------------------------------------------------
