@@ -30,11 +30,11 @@ void check_bounds(const AdaptiveDamping& d) {
 void bind_options(py::module_& m) {
   bind_value<LineSearchOptions>(
       m, "LineSearch", "The backtracking line search of an update (eq. 16).", nullptr,
-      Field<LineSearchOptions, double>{"shrink",
-                                       &LineSearchOptions::shrink,
-                                       {"float, 0 < shrink < 1",
-                                        [](const double& x) { return x > 0 && x < 1; }},
-                                       "Factor from one candidate to the next."},
+      Field<LineSearchOptions, double>{
+          "shrink",
+          &LineSearchOptions::shrink,
+          {"float, 0 < shrink < 1", [](const double& x) { return x > 0 && x < 1; }},
+          "Factor from one candidate to the next."},
       Field<LineSearchOptions, int>{
           "max_backtracks", &LineSearchOptions::max_backtracks, kCount,
           "Candidates tried in all: fractions 1, shrink, ..., shrink**(max_backtracks - 1)."},
@@ -44,21 +44,23 @@ void bind_options(py::module_& m) {
           {"float, 0 <= accept_ratio < 1", [](const double& x) { return x >= 0 && x < 1; }},
           "A candidate must improve by more than this part of the predicted improvement."});
 
-  bind_value<FixedDamping>(
-      m, "FixedDamping", "The same damping in every update; a number is short for it.", nullptr,
-      Field<FixedDamping, double>{"value", &FixedDamping::value, kNonNegative,
-                                  "lambda of (F + lambda D) x = g."},
-      Field<FixedDamping, std::vector<double>>{"metric", &FixedDamping::metric, kMetric,
-                                               kMetricHelp});
+  bind_value<FixedDamping>(m, "FixedDamping",
+                           "The same damping in every update; a number is short for it.", nullptr,
+                           Field<FixedDamping, double>{"value", &FixedDamping::value, kNonNegative,
+                                                       "lambda of (F + lambda D) x = g."},
+                           Field<FixedDamping, std::vector<double>>{"metric", &FixedDamping::metric,
+                                                                    kMetric, kMetricHelp});
   bind_value<TraceDamping>(
       m, "TraceDamping",
-      "Damping by factor * tr(F) / P (eq. 33), which follows the scale of F. It takes a reverse pass.",
+      "Damping by factor * tr(F) / P (eq. 33), which follows the scale of F. It takes a reverse "
+      "pass.",
       nullptr,
       Field<TraceDamping, double>{"factor", &TraceDamping::factor, kNonNegative,
                                   "Multiple of the mean eigenvalue of F."});
   bind_value<AdaptiveDamping>(
       m, "AdaptiveDamping",
-      "Damping by the rule of Levenberg and Marquardt (Martens 2010, section 4.1): it is divided by\n"
+      "Damping by the rule of Levenberg and Marquardt (Martens 2010, section 4.1): it is divided "
+      "by\n"
       "1.5 after an update whose reduction ratio (eq. 35) was above 3/4, and multiplied by 1.5 if\n"
       "that was below 1/4 or the update failed.",
       &check_bounds,
@@ -88,7 +90,9 @@ void bind_options(py::module_& m) {
       Field<PyConjugateGradient, double>{"atol", &PyConjugateGradient::atol, kNonNegative,
                                          "Stop at ||r|| <= max(rtol ||g||, atol)."},
       Field<PyConjugateGradient, std::optional<Progress>>{
-          "stop", &PyConjugateGradient::stop, {"Progress or None"},
+          "stop",
+          &PyConjugateGradient::stop,
+          {"Progress or None"},
           "Stop earlier, where the quadratic model hardly falls."},
       Field<PyConjugateGradient, bool>{
           "warm_start", &PyConjugateGradient::warm_start, kBool,
@@ -111,16 +115,17 @@ void bind_options(py::module_& m) {
                                 "Average the factors over every `every`-th observation."},
       Field<KfacOptions, bool>{"all_columns", &KfacOptions::all_columns, kBool,
                                "Take the exact expectation over actions instead of random signs."});
-  bind_value<Subsample>(
-      m, "Subsample",
-      "Inner conjugate gradient iterations on the Fisher matrix of a part of the observations, with\n"
-      "K-FAC of these, as the preconditioner of an update (InnerSolver; decision 23). Their products\n"
-      "are not counted as products.",
-      nullptr,
-      Field<Subsample, Index>{"every", &Subsample::every, kEvery,
-                              "The part has every `every`-th observation."},
-      Field<Subsample, int>{"iterations", &Subsample::iterations, kCount,
-                            "Inner iterations for each outer one."});
+  bind_value<Subsample>(m, "Subsample",
+                        "Inner conjugate gradient iterations on the Fisher matrix of a part of the "
+                        "observations, with\n"
+                        "K-FAC of these, as the preconditioner of an update (InnerSolver; decision "
+                        "23). Their products\n"
+                        "are not counted as products.",
+                        nullptr,
+                        Field<Subsample, Index>{"every", &Subsample::every, kEvery,
+                                                "The part has every `every`-th observation."},
+                        Field<Subsample, int>{"iterations", &Subsample::iterations, kCount,
+                                              "Inner iterations for each outer one."});
 }
 
 }  // namespace natgrad::bindings

@@ -332,23 +332,25 @@ std::string status_name(UpdateStatus status) {
 py::dict timings_of(const UpdateReport& r) {
   using namespace py::literals;
   return py::dict("gradient"_a = r.timings.gradient, "solve"_a = r.timings.solve,
-                  "precondition"_a = r.direction.precondition_seconds, "search"_a = r.timings.search,
-                  "total"_a = r.timings.total);
+                  "precondition"_a = r.direction.precondition_seconds,
+                  "search"_a = r.timings.search, "total"_a = r.timings.total);
 }
 
 py::dict report_dict(const UpdateReport& r) {
   using namespace py::literals;
-  py::dict all("status"_a = status_name(r.status), "message"_a = std::string(r.message.data()),
-               "kl"_a = r.kl, "improvement"_a = r.improvement,
-               "expected_improvement"_a = r.expected_improvement,
-               "step_fraction"_a = r.step_fraction, "step_scale"_a = r.step_scale,
-               "backtracks"_a = r.backtracks, "surrogate"_a = r.surrogate, "entropy"_a = r.entropy,
-               "gradient_norm"_a = r.gradient_norm, "step_norm"_a = r.step_norm,
-               "damping"_a = r.direction.damping, "reduction_ratio"_a = r.reduction_ratio,
-               "cg_status"_a = py::cast(r.direction.cg.status).attr("name"), "solver"_a = name_of(r.direction.solver),
-               "preconditioner"_a = name_of(r.direction.preconditioner), "cg_iterations"_a = r.direction.cg.iterations,
-               "cg_products"_a = r.direction.cg.products, "cg_relative_residual"_a = r.direction.cg.relative_residual(),
-               "cg_model_value"_a = r.direction.cg.model_value);
+  py::dict all(
+      "status"_a = status_name(r.status), "message"_a = std::string(r.message.data()),
+      "kl"_a = r.kl, "improvement"_a = r.improvement,
+      "expected_improvement"_a = r.expected_improvement, "step_fraction"_a = r.step_fraction,
+      "step_scale"_a = r.step_scale, "backtracks"_a = r.backtracks, "surrogate"_a = r.surrogate,
+      "entropy"_a = r.entropy, "gradient_norm"_a = r.gradient_norm, "step_norm"_a = r.step_norm,
+      "damping"_a = r.direction.damping, "reduction_ratio"_a = r.reduction_ratio,
+      "cg_status"_a = py::cast(r.direction.cg.status).attr("name"),
+      "solver"_a = name_of(r.direction.solver),
+      "preconditioner"_a = name_of(r.direction.preconditioner),
+      "cg_iterations"_a = r.direction.cg.iterations, "cg_products"_a = r.direction.cg.products,
+      "cg_relative_residual"_a = r.direction.cg.relative_residual(),
+      "cg_model_value"_a = r.direction.cg.model_value);
   for (const auto& [name, seconds] : timings_of(r)) {
     all[("seconds_" + name.cast<std::string>()).c_str()] = seconds;
   }
@@ -423,7 +425,8 @@ void bind_update(py::module_& m) {
           "solver", [](const UpdateReport& r) { return name_of(r.direction.solver); },
           "What solved: 'cg', or a direct form, 'kronecker', 'dense' or 'sample'.")
       .def_property_readonly(
-          "preconditioner", [](const UpdateReport& r) { return name_of(r.direction.preconditioner); },
+          "preconditioner",
+          [](const UpdateReport& r) { return name_of(r.direction.preconditioner); },
           "The one in use; none where it could not be built, a direct form served, or 'auto' "
           "found\n"
           "that it does not pay.")

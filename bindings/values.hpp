@@ -72,8 +72,7 @@ template <class Value, class... M>
 void bind_value(py::module_& m, const char* name, const std::string& summary,
                 void (*check)(const Value&), const Field<Value, M>&... fields) {
   const Value defaults{};
-  const std::string doc =
-      summary + "\n\nParameters\n----------" + (documented(fields) + ...);
+  const std::string doc = summary + "\n\nParameters\n----------" + (documented(fields) + ...);
   py::class_<Value> bound(m, name, py::is_final(), doc.c_str());
   bound.def(py::init([=](const typename Crossing<M>::Given&... given) {
               Value value{};

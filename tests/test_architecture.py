@@ -38,9 +38,8 @@ PYTHON_LAYERS = {
     "rollouts": MODEL,
     "agents": {*MODEL, "rollouts"},
     "bench": MODEL,
-    "peers": {*MODEL, "bench"},
     "__init__": {*MODEL, "solvers", "theory", "hosts", "rollouts", "agents"},
-    "cli": {"__init__", *MODEL, "theory", "rollouts", "agents", "bench", "peers"},
+    "cli": {"__init__", *MODEL, "theory", "rollouts", "agents", "bench"},
     # short names of modules in the packages
     **{name: {"hosts"} for name in ("torch", "sb3", "tianshou", "tianshou_highlevel")},
     "mdp": {"theory"},

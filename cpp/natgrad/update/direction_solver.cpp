@@ -44,7 +44,8 @@ double* DirectionSolver::solve(Curvature& f, const double* g, double terms,
   const Index n = f.size();
   next_ = memory_;
   next_.warm = memory_.warm && x_.size() == n;
-  memory_.warm = false;  // what x_ holds from here on is no step, should this be left by an exception
+  memory_.warm =
+      false;  // what x_ holds from here on is no step, should this be left by an exception
   x_.resize(n);
   double* x = x_.data();
 

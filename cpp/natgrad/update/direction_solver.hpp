@@ -111,7 +111,7 @@ class DirectionSolver {
   DirectionOptions options_;
   Memory memory_, next_;  // next_ replaces memory_ when a solve has ended
   Buffer<double> x_;
-  Buffer<double> other_;                 // (P): the start, or the other solution, of a trial
+  Buffer<double> other_;                     // (P): the start, or the other solution, of a trial
   Buffer<double> root_, scaled_g_, scaled_;  // D^-1/2, D^-1/2 g, D^-1/2 v
   CgScratch scratch_;
 };

@@ -97,8 +97,7 @@ LineSearchSummary TrustRegionUpdate::search(Problem& problem, double terms, cons
   }
   report->kl = search.candidate.kl;
   report->improvement = search.candidate.improvement;
-  report->backtracks =
-      search.evaluations - (search.status == LineSearchStatus::ACCEPTED ? 1 : 0);
+  report->backtracks = search.evaluations - (search.status == LineSearchStatus::ACCEPTED ? 1 : 0);
   return search;
 }
 

@@ -23,12 +23,12 @@ enum class StepLength { fisher, damped };
 using StepScale = std::variant<StepLength, double>;
 
 struct TrustRegionOptions {
-  double max_kl = 0.01;                             // delta; Schulman et al. (2015), section 8
-  DirectionOptions direction;                       // how (F + damping D) x = g is solved
+  double max_kl = 0.01;        // delta; Schulman et al. (2015), section 8
+  DirectionOptions direction;  // how (F + damping D) x = g is solved
   StepScale step_scale = StepLength::fisher;
   KlReduction kl_reduction = KlReduction::sum;
   std::optional<LineSearchOptions> line_search = LineSearchOptions{};  // none: the closed-form step
-  PolicyProblemOptions problem;                     // of the core's own policies
+  PolicyProblemOptions problem;                                        // of the core's own policies
 };
 
 class TrustRegionUpdate {
