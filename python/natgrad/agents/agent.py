@@ -303,10 +303,8 @@ class Agent(ABC):
             report = self._improve(Batch(observations, actions, advantages))
         with watch.part("critic"):
             fit = self._critic_fit(self.critic, observations, returns)
-        if self.config.normalize_observations:
-            # Only now: what was sampled, updated and fitted has to have seen the same inputs.
-            self._moments.update(observations)
-            self._set_normalizers()
+        # Only now: what was sampled, updated and fitted has to have seen the same inputs.
+        self._normalize(observations)
         self._count(rollout, report, len(observations), watch)
         return self._log(report, fit, watch)
 
@@ -333,6 +331,12 @@ class Agent(ABC):
             self.config.gae_lambda,
             rollout.valid,
         )
+
+    def _normalize(self, observations: NDArray[Any]) -> None:
+        """Lets the networks scale what they see by the moments of all observations so far."""
+        if self.config.normalize_observations:
+            self._moments.update(observations)
+            self._set_normalizers()
 
     def _set_normalizers(self) -> None:
         clip = self.config.clip_observations if self._moments.count else math.inf
