@@ -132,7 +132,7 @@ def test_a_resumed_training_keeps_the_best_agent_of_the_one_before(tmp_path):
     assert path.read_bytes() != before
 
     path.write_bytes(b"damaged")
-    with pytest.warns(UserWarning, match="the best agent is sought anew"):
+    with pytest.warns(UserWarning, match="the search for the best agent starts over"):
         bad.learn(256, callback=(callback := natgrad.agents.EvalCallback(1, 3, best_path=path)))
     assert natgrad.evaluate(natgrad.TRPO.load(path), episodes=3).mean == callback.best.mean
 

@@ -437,13 +437,13 @@ BAD_SYNTAX = {
     "unknown choice": ("train CartPole-v1 --critic sgd", "invalid choice: 'sgd'"),
     "unknown algorithm": ("train CartPole-v1 --algo ppo", "invalid choice: 'ppo'"),
     "text for a number": ("train CartPole-v1 --gamma high", "invalid float value: 'high'"),
-    "half a step": ("train CartPole-v1 --steps 0.5", "'0.5' is no integer of at least 1"),
-    "no steps": ("train CartPole-v1 --steps 0", "'0' is no integer of at least 1"),
-    "endless steps": ("train CartPole-v1 --steps inf", "'inf' is no integer of at least 1"),
-    "bad layers": ("train CartPole-v1 --hidden 64x64", "integers with commas between"),
-    "bad JSON": ("train CartPole-v1 --env-options [1]", "is no JSON object"),
+    "half a step": ("train CartPole-v1 --steps 0.5", "'0.5' is not an integer >= 1"),
+    "no steps": ("train CartPole-v1 --steps 0", "'0' is not an integer >= 1"),
+    "endless steps": ("train CartPole-v1 --steps inf", "'inf' is not an integer >= 1"),
+    "bad layers": ("train CartPole-v1 --hidden 64x64", "integers separated by commas"),
+    "bad JSON": ("train CartPole-v1 --env-options [1]", "is not a JSON object"),
     "no run": ("eval", "required: RUN"),
-    "no episodes": ("eval {run} --episodes 0", "'0' is no integer of at least 1"),
+    "no episodes": ("eval {run} --episodes 0", "'0' is not an integer >= 1"),
 }
 
 

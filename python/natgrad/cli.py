@@ -501,7 +501,7 @@ def _add_option(group: Any, field: dataclasses.Field[Any], annotation: Any, defa
         wanted = ""
     elif typing.get_origin(annotation) is tuple:
         keywords |= {"type": _integers, "metavar": "N,N"}
-        wanted = "integers with commas between, or none"
+        wanted = "integers separated by commas, or none"
     elif annotation in (int, float):
         keywords |= {"type": annotation, "metavar": "N" if annotation is int else "X"}
     elif annotation == Mapping[str, Any]:
@@ -535,7 +535,7 @@ def _integers(text: str) -> tuple[int, ...]:
         return tuple(int(item) for item in text.split(",")) if text != "none" else ()
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is wanted as integers with commas between, such as 64,64, or none"
+            f"{text!r} is neither integers separated by commas, such as 64,64, nor none"
         ) from None
 
 
@@ -545,7 +545,7 @@ def _json_object(text: str) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object such as '{{\"key\": 1}}'")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object such as '{{\"key\": 1}}'")
     return value
 
 
@@ -555,7 +555,7 @@ def _count(text: str) -> int:
     except ValueError:
         value = 0.0
     if value < 1 or not value.is_integer():
-        raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1")
     return int(value)
 
 

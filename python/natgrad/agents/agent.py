@@ -43,7 +43,7 @@ __all__ = [
     "TrainingStalled",
 ]
 
-# A line search that finds nothing is ordinary; these say that the numbers themselves have failed.
+# A line search that finds no step is ordinary; these mean that the numerics have failed.
 _NUMERICAL_FAILURES = (_core.UpdateStatus.NON_FINITE, _core.UpdateStatus.NOT_POSITIVE_DEFINITE)
 _FAILURES_BEFORE_STALL = 5
 
@@ -70,7 +70,7 @@ class Agent(ABC):
 
     Attributes:
         config: the options.
-        policy: acts.
+        policy: chooses actions.
         critic: predicts returns.
         num_timesteps: environment steps so far.
         num_updates: updates so far.
@@ -171,9 +171,9 @@ class Agent(ABC):
     ) -> Self:
         """Trains for a number of environment steps, rounded up to whole updates.
 
-        A second call goes on where the first one stopped; a bound that falls (max_kl_end) falls
-        until the end of this call. SIGINT and SIGTERM give up the rollout in progress, or finish
-        the update, then save; a second signal interrupts at once.
+        A second call goes on where the first one stopped; with max_kl_end, the bound falls until
+        the end of this call. On SIGINT or SIGTERM the rollout in progress is given up, or the
+        update is finished, and the agent is saved; a second signal interrupts at once.
 
         Args:
             total_timesteps: steps of this call, over all copies of the environment.

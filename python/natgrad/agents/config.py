@@ -62,7 +62,7 @@ class AgentConfig(ABC):
         "sync", "run", "step the copies in turn (sync) or in one process each (async)"
     )
     stepper: Literal["gymnasium", "envpool"] = _option(
-        "gymnasium", "run", "who steps the environment: itself, or EnvPool's task of the same id"
+        "gymnasium", "run", "what steps the environments: Gymnasium, or EnvPool's task of this id"
     )
     env_options: Mapping[str, Any] = _option(
         {}, "run", "keyword arguments for gymnasium.make or EnvPool, as a JSON object on the "
@@ -90,8 +90,8 @@ class AgentConfig(ABC):
         (64, 64), "policy", "widths of the hidden layers; empty for a linear policy", low=1
     )
     distribution: Literal["gaussian", "beta", "squashed"] = _option(
-        "gaussian", "policy", "of actions in a Box: Gaussian, clipped on the way to the "
-        "environment; beta or squashed (Gaussian under tanh), within the bounds",
+        "gaussian", "policy", "distribution of actions in a Box: Gaussian, clipped on the way to "
+        "the environment; beta or squashed (Gaussian under tanh), within the bounds",
     )  # fmt: skip
     log_std_init: float = _option(
         0.0, "policy", "initial logarithm of the standard deviation of Gaussian actions",
@@ -204,7 +204,7 @@ class NPGConfig(AgentConfig):
     # A step of fixed length cannot come to rest in noise; PPO's settings let theirs shrink in the
     # same way (Schulman et al. 2017, table 5).
     max_kl_end: float = _option(
-        1.0, "schedule", "part of max_kl that is left at the end of training, to which it falls "
+        1.0, "schedule", "fraction of max_kl at the end of training, to which the bound falls "
         "linearly", above=0.0, high=1.0,
     )  # fmt: skip
     log_std_min: float = _option(
@@ -213,7 +213,7 @@ class NPGConfig(AgentConfig):
     )  # fmt: skip
     # The accuracy of ten plain products is reached in less time (docs/decisions/0022-*.md).
     damping: float | _core.FixedDamping | _core.TraceDamping | _core.AdaptiveDamping = _option(
-        0.1, "trust region", "added to the Fisher matrix's diagonal: a number, or a rule for it",
+        0.1, "trust region", "added to the diagonal of the Fisher matrix: a number, or a rule",
         low=0.0, source="the code of Schulman et al. 2015",
     )  # fmt: skip
     cg_iterations: int = _option(
@@ -227,14 +227,17 @@ class NPGConfig(AgentConfig):
     preconditioner: (
         Literal["none", "auto", "kfac", "subsample"] | _core.KFac | _core.Subsample
     ) = _option(
-        "auto", "trust region", "of the conjugate gradients; auto: kfac where it is as accurate as "
-        "cg_iterations plain ones in less time",
+        "auto", "trust region", "preconditioner of the conjugate gradients; auto takes kfac where "
+        "it is as accurate as cg_iterations plain iterations in less time",
     )  # fmt: skip
     fisher: Literal["exact", "empirical"] = _option(
-        "exact", "trust region", "Fisher matrix of the policy, or of the actions taken"
+        "exact",
+        "trust region",
+        "expectation over actions of the policy (exact), or mean over the "
+        "actions taken (empirical)",
     )
     curvature_fraction: float = _option(
-        1.0, "trust region", "part of the batch that the Fisher matrix is averaged over",
+        1.0, "trust region", "fraction of the batch over which the Fisher matrix is averaged",
         above=0.0, high=1.0,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as something to look at between two steps."""
+"""SIGINT and SIGTERM are noted when they come and handled between two steps."""
 
 import signal
 import threading

@@ -32,8 +32,8 @@ def parse(text: str) -> Any:
     """The value that a constructor in text makes.
 
     Raises:
-        ValueError: the text is no constructor of a known class, or its arguments are no literals,
-            unknown to the class or out of range.
+        ValueError: the text is not the constructor of a known class, or its arguments are not
+            literals, unknown to the class or out of range.
     """
     try:
         node = ast.parse(text.strip(), mode="eval").body
@@ -41,7 +41,7 @@ def parse(text: str) -> Any:
             return _built(node)
     except (SyntaxError, RecursionError, MemoryError):
         pass
-    raise ValueError(f"{text!r} is no constructor of one of {', '.join(CLASSES)}")
+    raise ValueError(f"{text!r} is not the constructor of one of {', '.join(CLASSES)}")
 
 
 def text_of(value: Any) -> str:
@@ -72,7 +72,7 @@ def _argument(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except (TypeError, ValueError):
-        raise ValueError(f"{ast.unparse(node)} is no literal") from None
+        raise ValueError(f"{ast.unparse(node)} is not a literal") from None
 
 
 def _literal(field: Any) -> str:

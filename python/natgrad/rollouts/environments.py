@@ -1,10 +1,10 @@
-"""Environments as a rollout wants them: flat observations, derived seeds, faults with an address.
+"""Environments for rollouts: flat observations, derived seeds, errors that name their origin.
 
 Environments cannot be serialised, but their state can be reconstructed. Every episode of
 environment i starts with `reset(seed=...)`, where the seed is derived from (run seed, i, number of
 the episode). Its state is then a function of that seed and of the actions since, so that a few
 integers and the actions of the episode in progress restore it exactly. A `VectorEnv` that the
-caller made resets itself out of our sight: its episodes start anew after loading.
+caller made resets itself, unseen from here: its episodes start again after loading.
 """
 
 import enum
@@ -50,7 +50,7 @@ class EnvironmentFault(RuntimeError):  # noqa: N818
 
 
 class Purpose(enum.IntEnum):
-    """What a derived seed is for; the numbers are part of the meaning of a run's seed."""
+    """What a derived seed is for. Changing a number changes what every run's seed means."""
 
     ENVIRONMENT = 0
     POLICY = 1
@@ -109,7 +109,7 @@ class EnvironmentState:
     Attributes:
         observations: (n, size), what the policy sees next.
         episodes: (n,) int64, number of the episode in progress.
-        returns: (n,) float64, its rewards so far.
+        returns: (n,) float64, the sum of its rewards so far.
         lengths: (n,) int64, its steps so far.
         waiting: (n,) bool, the next step will only reset (NEXT_STEP mode).
         actions: for each environment what the policy sampled since the episode began, an array
@@ -258,7 +258,7 @@ class Environments:
         )
 
     def begin(self) -> EnvironmentState:
-        """Brings the live environments to where `state` says, and returns it.
+        """Brings the live environments to `state`, and returns it.
 
         Raises:
             EnvironmentFault: an environment failed.
@@ -272,18 +272,18 @@ class Environments:
         return self.state
 
     def commit(self, state: EnvironmentState) -> None:
-        """Says where the live environments stand after a completed rollout."""
+        """Records the state of the live environments after a completed rollout."""
         self.state = state
 
     def abandon(self) -> None:
-        """Gives a rollout up: the next `begin` goes back to `state`."""
+        """Abandons a rollout: the next `begin` goes back to `state`."""
         self._current = False
 
     def restore(self, state: EnvironmentState) -> None:
-        """Says where the live environments have to go back to.
+        """Sets the state that the next `begin` goes back to.
 
-        No episode can go on in another number of copies: new ones begin then, after those of the
-        state.
+        If the number of copies differs, no episode can go on: new ones begin, with numbers that the
+        state has not used.
         """
         self.abandon()
         if len(state.episodes) == self.num_envs:
@@ -443,7 +443,7 @@ class Environments:
             raise self._lost(error) from error
 
     def _lost(self, error: Exception) -> EnvironmentFault:
-        """Explains an error that no guard reported, and drops what it has left of the vector."""
+        """The fault for an error that no guard reported; discards the environments built here."""
         processes = getattr(self._vector, "processes", [])
         for process in processes:
             process.join(timeout=0.1)  # a killed worker takes a moment to be seen as dead
@@ -504,8 +504,8 @@ class _GuardMaker:
 class _Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
     """One environment: flattens, seeds every episode, and reports failures as data.
 
-    As data, because an exception in a worker process would tear down the vector environment and
-    lose its index. It drops the info dictionaries: nobody reads them, and gathering them in
+    An exception in a worker process would tear down the vector environment and lose the index of
+    the one that failed. Info dictionaries are dropped: nothing reads them, and gathering them in
     arrays costs more than a step of a small environment.
     """
 
@@ -571,8 +571,8 @@ class _Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
 class _InTurn:
     """Guards that are stepped one after the other, resetting within the step.
 
-    What `SyncVectorEnv` does in SAME_STEP mode, without its cost: for a small environment that is
-    twice the cost of the environment itself.
+    This does what `SyncVectorEnv` does in SAME_STEP mode without its overhead, which is twice the
+    cost of a small environment.
     """
 
     def __init__(self, guards: list[_Guard]) -> None:
