@@ -231,11 +231,9 @@ class NPGConfig(AgentConfig):
         "it is as accurate as cg_iterations plain iterations in less time",
     )  # fmt: skip
     fisher: Literal["exact", "empirical"] = _option(
-        "exact",
-        "trust region",
-        "expectation over actions of the policy (exact), or mean over the "
-        "actions taken (empirical)",
-    )
+        "exact", "trust region", "expectation over the actions of the policy (exact), or mean over "
+        "those taken (empirical)",
+    )  # fmt: skip
     curvature_fraction: float = _option(
         1.0, "trust region", "fraction of the batch over which the Fisher matrix is averaged",
         above=0.0, high=1.0,
