@@ -16,7 +16,7 @@ def train(env: EnvironmentLike, steps: int, options: dict[str, Any], seed: int) 
     Args:
         env: as for `natgrad.TRPO`.
         steps: environment steps.
-        options: of `natgrad.TRPOConfig`.
+        options: of `natgrad.agents.TRPOConfig`.
         seed: of everything.
 
     Returns:

@@ -15,7 +15,14 @@ from natgrad import _core
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["Bernoulli", "Beta", "Categorical", "Family", "Gaussian", "NegativeLogLikelihood"]
+__all__ = [
+    "BernoulliFamily",
+    "BetaFamily",
+    "CategoricalFamily",
+    "Family",
+    "GaussianFamily",
+    "NegativeLogLikelihood",
+]
 
 Doubles = NDArray[np.float64]
 
@@ -105,7 +112,7 @@ class _OfCore(Family):
         return np.tile(self._coordinates(theta), (n, 1))
 
 
-class Categorical(_OfCore):
+class CategoricalFamily(_OfCore):
     """One of n values; theta (n,) are its logits, of which adding a constant changes nothing.
 
     Samples are int64 (N,). Its Fisher matrix has rank n - 1 (docs/math.md, eq. 6).
@@ -115,7 +122,7 @@ class Categorical(_OfCore):
         super().__init__(_core.Categorical(n))
 
 
-class Bernoulli(_OfCore):
+class BernoulliFamily(_OfCore):
     """n independent bits; theta (n,) are the logits of ones (docs/math.md, eq. 7).
 
     Samples are (N, n), or (N,) where n is 1. With n = 1 it is the softmax of one parameter.
@@ -125,7 +132,7 @@ class Bernoulli(_OfCore):
         super().__init__(_core.Bernoulli(n))
 
 
-class Gaussian(Family):
+class GaussianFamily(Family):
     """N(mu, L L') in n dimensions; theta is mu (n,), then L (lower triangle) row by row.
 
     In one dimension theta is (mu, sigma), or (mu, log sigma) with `log_diagonal`.
@@ -258,10 +265,10 @@ class Gaussian(Family):
         )
 
     def __repr__(self) -> str:
-        return f"Gaussian({self.n}, log_diagonal={self._log})"
+        return f"GaussianFamily({self.n}, log_diagonal={self._log})"
 
 
-class Beta(Family):
+class BetaFamily(Family):
     """Beta distributions on (0, 1); theta is (alpha, beta), both positive. Needs SciPy.
 
     Samples are (N,), strictly between 0 and 1.

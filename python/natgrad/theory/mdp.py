@@ -1,6 +1,6 @@
 """Finite Markov decision processes, solved exactly: no samples, linear algebra in float64.
 
-An `MDP` evaluates a policy once; the `Evaluation` has its return, where it goes and what its
+An `MDP` evaluates a policy once; the `PolicyEvaluation` has its return, where it goes and what its
 actions are worth, and bounds what another policy may return. Equations are those of docs/math.md.
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from natgrad import _core
 from natgrad.policy import Policy
 
-__all__ = ["MDP", "Evaluation", "minorise_maximise"]
+__all__ = ["MDP", "PolicyEvaluation", "minorise_maximise"]
 
 Floats: TypeAlias = NDArray[np.float64]
 PolicyLike: TypeAlias = Policy | ArrayLike
@@ -89,7 +89,7 @@ class MDP:
         table /= table.sum(axis=1, keepdims=True)
         return table
 
-    def evaluate(self, policy: PolicyLike) -> "Evaluation":
+    def evaluate(self, policy: PolicyLike) -> "PolicyEvaluation":
         """What a policy returns, where it goes and what its actions are worth (eq. 60 to 62).
 
         Raises:
@@ -130,7 +130,7 @@ class MDP:
         occupancy = np.maximum(occupancy, 0.0)  # rounding, where nobody goes
         worth = self.rewards + np.einsum("sau,tu->tsa", self.transitions, future)
         advantages = worth - (table * worth).sum(axis=2, keepdims=True)
-        return Evaluation(self, table, value, values, occupancy, advantages, following)
+        return PolicyEvaluation(self, table, value, values, occupancy, advantages, following)
 
     def gradient(self, policy: Policy) -> NDArray[Any]:
         """(P,) gradient of the return with respect to the parameters (eq. 64)."""
@@ -162,7 +162,7 @@ class MDP:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class PolicyEvaluation:
     """What a policy is worth in an `MDP`, and how far another one may be trusted.
 
     T is the horizon, or 1 where nothing depends on the time.
@@ -306,7 +306,7 @@ class Evaluation:
             raise ValueError("the bounds need an mdp with a horizon or a discount")
 
 
-def minorise_maximise(mdp: MDP, policy: PolicyLike) -> Iterator[Evaluation]:
+def minorise_maximise(mdp: MDP, policy: PolicyLike) -> Iterator[PolicyEvaluation]:
     """Yields a policy's evaluation, then those of its successors, whose returns never fall.
 
     A table is followed by the maximiser of its lower bound (eq. 73). A network moves along its
@@ -327,7 +327,7 @@ def minorise_maximise(mdp: MDP, policy: PolicyLike) -> Iterator[Evaluation]:
             at = mdp.evaluate(at.maximise_lower_bound())
 
 
-def _step_within_bound(mdp: MDP, at: Evaluation, policy: Policy, length: float) -> float:
+def _step_within_bound(mdp: MDP, at: PolicyEvaluation, policy: Policy, length: float) -> float:
     gradient, start = mdp.gradient(policy), policy.parameters.copy()
     # F is singular, for a softmax has a null direction; conjugate gradients do not mind.
     direction = _core.conjugate_gradient(

@@ -1,7 +1,7 @@
 """Ready-made metrics for `natgrad.minimize`: functions of x (P,) that return G(x), (P, P).
 
 The exact Fisher metric of a family of distributions is its method `fisher`, the Wasserstein-2
-metric of Gaussians `natgrad.theory.families.Gaussian.wasserstein_metric`; here are the others.
+metric of Gaussians `families.GaussianFamily.wasserstein_metric`; here are the others.
 """
 
 from collections.abc import Callable

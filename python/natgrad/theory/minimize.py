@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult
 
 __all__ = [
-    "Backtracking",
+    "BacktrackingStep",
     "ExactStep",
     "FixedStep",
     "MinimizeStatus",
     "Step",
-    "TrustRegion",
+    "TrustRegionStep",
     "minimize",
 ]
 
@@ -139,7 +139,7 @@ class ExactStep(_Step):
 
 
 @dataclass(frozen=True)
-class Backtracking(_Step):
+class BacktrackingStep(_Step):
     """The first of initial, initial shrink, initial shrink², ... times G^-1 g that is good enough.
 
     Good enough is a decrease of more than `decrease` times the one that the gradient promises
@@ -191,7 +191,7 @@ class Backtracking(_Step):
 
 
 @dataclass(frozen=True)
-class TrustRegion(_Step):
+class TrustRegionStep(_Step):
     """A step of given length in the metric, d = G^-1 g scaled to it (docs/math.md, eq. 42).
 
     One of three says how long; documents differ (docs/conventions.md):
@@ -215,8 +215,8 @@ class TrustRegion(_Step):
         }
         if len(given) != 1:
             raise ValueError(
-                f"TrustRegion has {sorted(given) or 'no length'}; wanted one of epsilon, delta and "
-                "radius"
+                f"TrustRegionStep has {sorted(given) or 'no length'}; wanted one of epsilon, "
+                "delta and radius"
             )
         _positive(**given)
         if not 0 <= self.decay <= 1:
@@ -241,7 +241,7 @@ class TrustRegion(_Step):
         return float(radius / (1 + direction.iteration) ** self.decay / direction.norm)
 
 
-Step: TypeAlias = FixedStep | ExactStep | Backtracking | TrustRegion
+Step: TypeAlias = FixedStep | ExactStep | BacktrackingStep | TrustRegionStep
 
 
 def _positive(**values: float) -> None:
@@ -259,7 +259,7 @@ def minimize(
     jac: Callable[[Doubles], ArrayLike] | bool,
     metric: Any,
     *,
-    step: Step = Backtracking(),
+    step: Step = BacktrackingStep(),
     damping: float = 0.0,
     tol: float = 1e-6,
     max_iterations: int = 1000,
@@ -277,7 +277,7 @@ def minimize(
             ready-made ones are in `natgrad.theory.metrics` and `natgrad.theory.families`.
             Operators are solved by conjugate gradients. Of a singular matrix the shortest solution
             is taken, in units in which its diagonal is 1.
-        step: how far to go: FixedStep, ExactStep, Backtracking or TrustRegion.
+        step: how far to go: FixedStep, ExactStep, BacktrackingStep or TrustRegionStep.
         damping: added to G's diagonal for the solution, but not for lengths.
         tol: it has converged when sqrt(g'G^-1 g) is at most this. That is the length of the natural
             gradient in the metric, which does not depend on coordinates; half its square is the
@@ -311,7 +311,7 @@ def minimize(
         if not callable(function) and (name, function) != ("jac", True):
             raise TypeError(f"{name} is {function!r}; wanted a function, or jac=True")
     if not isinstance(step, Step):
-        names = "FixedStep, ExactStep, Backtracking or TrustRegion"
+        names = "FixedStep, ExactStep, BacktrackingStep or TrustRegionStep"
         raise TypeError(f"step is {step!r}; wanted a {names}")
     if cg_iterations is None:
         cg_iterations = 2 * x.size

@@ -1,6 +1,6 @@
 """Small environments that are understood completely, and what is known of them in closed form.
 
-Importing this module registers them with Gymnasium, which the agents do by themselves:
+Importing this module registers them with Gymnasium; agents import it when they are asked for one:
 `natgrad/LineWorld-v0`, `natgrad/TwoState-v0`, `natgrad/LinearQuadratic-v0`. Equations are those of
 docs/math.md.
 """

@@ -12,7 +12,7 @@ from natgrad._core import Categorical, DiagonalGaussian, TrustRegionUpdate
 from natgrad.batch import Batch
 from natgrad.policy import Policy
 from natgrad.theory.gallery import Picture, Tables
-from natgrad.theory.mdp import MDP, Evaluation, minorise_maximise
+from natgrad.theory.mdp import MDP, PolicyEvaluation, minorise_maximise
 from natgrad.theory.worlds import LinearQuadratic, LineWorld, two_state
 
 Doubles = NDArray[np.float64]
@@ -287,7 +287,9 @@ def trust_region_returns(mdp: MDP, max_kl: float, updates: int) -> Doubles:
         at, begin = mdp.evaluate(policy), policy.parameters.copy()
         returns.append(at.value)
 
-        def evaluate(step: Doubles, at: Evaluation = at, begin: Any = begin) -> tuple[float, float]:
+        def evaluate(
+            step: Doubles, at: PolicyEvaluation = at, begin: Any = begin
+        ) -> tuple[float, float]:
             policy.parameters = begin + step
             kl = at.trajectory_kl(policy) / at.decisions
             return at.surrogate(policy) - at.value, kl

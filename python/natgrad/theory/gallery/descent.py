@@ -9,15 +9,15 @@ from matplotlib.patches import Circle
 from numpy.typing import NDArray
 
 from natgrad.theory import metrics
-from natgrad.theory.families import Bernoulli, Gaussian, NegativeLogLikelihood
+from natgrad.theory.families import BernoulliFamily, GaussianFamily, NegativeLogLikelihood
 from natgrad.theory.gallery import Picture, Table, Tables
-from natgrad.theory.minimize import Backtracking, FixedStep, Step, TrustRegion, minimize
+from natgrad.theory.minimize import BacktrackingStep, FixedStep, Step, TrustRegionStep, minimize
 
 Doubles = NDArray[np.float64]
 
 # The fit of Figures 2 and 3: 1000 samples of N(12, 4²), from N(0, 1).
 DATA = np.random.default_rng(1).normal(12, 4, size=1000)
-FAMILY = Gaussian()
+FAMILY = GaussianFamily()
 START = np.array([0.0, 1.0])
 OPTIMUM = np.array([DATA.mean(), DATA.std()])
 MEAN_LOSS = NegativeLogLikelihood(FAMILY, DATA)
@@ -150,9 +150,9 @@ EPSILONS = (0.1, 0.01, 0.001)
 
 def step_lengths() -> Tables:
     """Fisher distance from the optimum under steps of constant and of decaying length."""
-    steps: dict[str, Step] = {f"epsilon_{e:g}": TrustRegion(epsilon=e) for e in EPSILONS}
-    steps["decaying"] = TrustRegion(epsilon=EPSILONS[0], decay=0.75)
-    steps["searched"] = Backtracking()
+    steps: dict[str, Step] = {f"epsilon_{e:g}": TrustRegionStep(epsilon=e) for e in EPSILONS}
+    steps["decaying"] = TrustRegionStep(epsilon=EPSILONS[0], decay=0.75)
+    steps["searched"] = BacktrackingStep()
     tables = {}
     for name, step in steps.items():
         path = descend(MEAN_LOSS, START, MEAN_LOSS.jac, FAMILY.fisher, step, 1000, tol=1e-8)
@@ -186,7 +186,7 @@ def draw_step_lengths(tables: Tables, figure: Figure) -> None:
 
 # A softmax that saturates ------------------------------------------------------------------------
 
-SOFTMAX = Bernoulli()  # of one parameter
+SOFTMAX = BernoulliFamily()  # of one parameter
 SOFTMAX_STEPS = 40
 RATE = 0.5  # of all but the trust region
 TRUST = 0.02
@@ -198,9 +198,9 @@ def softmax() -> Tables:
     paths: dict[str, NDArray[Any]] = {"iteration": np.arange(SOFTMAX_STEPS + 1)}
     ways: dict[str, tuple[Any, Step]] = {
         "gradient": (metrics.euclidean, FixedStep(RATE)),
-        "normalised": (metrics.euclidean, TrustRegion(radius=RATE)),
+        "normalised": (metrics.euclidean, TrustRegionStep(radius=RATE)),
         "natural": (SOFTMAX.fisher, FixedStep(RATE)),
-        "trust_region": (SOFTMAX.fisher, TrustRegion(epsilon=TRUST)),
+        "trust_region": (SOFTMAX.fisher, TrustRegionStep(epsilon=TRUST)),
     }
     for name, (metric, step) in ways.items():
         path = descend(

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from natgrad import _core
 from natgrad.policy import Policy
 from natgrad.theory import metrics
-from natgrad.theory.families import Gaussian
+from natgrad.theory.families import GaussianFamily
 from natgrad.theory.gallery import Picture, Tables
 from natgrad.theory.gallery.descent import DATA, FAMILY, MEAN_LOSS, OPTIMUM
 
@@ -20,7 +20,7 @@ DIRECTIONS = np.deg2rad([0, 90, 180 + 45, 270])
 
 def near_and_far() -> Tables:
     """A Gaussian and four others that are equally far from it in (mu, sigma)."""
-    family = Gaussian()
+    family = GaussianFamily()
     directions = np.stack([np.cos(DIRECTIONS), np.sin(DIRECTIONS)], axis=1).round(12)
     oranges = BLUE + DISTANCE * directions
     parameters = np.vstack([BLUE, oranges])

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from natgrad import _core
 from natgrad.policy import Policy
 from natgrad.theory import metrics
-from natgrad.theory.families import Gaussian, NegativeLogLikelihood
+from natgrad.theory.families import GaussianFamily, NegativeLogLikelihood
 from natgrad.theory.gallery import Picture, Tables
 from natgrad.theory.gallery.descent import DATA, FAMILY, MEAN_LOSS, columns, descend, draw_loss
-from natgrad.theory.minimize import FixedStep, TrustRegion
+from natgrad.theory.minimize import FixedStep, TrustRegionStep
 
 Doubles = NDArray[np.float64]
 
@@ -81,7 +81,7 @@ def draw_linear(tables: Tables, figure: Figure) -> None:
 
 # Nonlinear maps ----------------------------------------------------------------------------------
 
-LOG_FAMILY = Gaussian(log_diagonal=True)
+LOG_FAMILY = GaussianFamily(log_diagonal=True)
 LOG_LOSS = NegativeLogLikelihood(LOG_FAMILY, DATA)
 RADII: Doubles = np.array([0.8 / 2**k for k in range(8)])
 SHOWN_RADIUS = 0.2
@@ -92,7 +92,7 @@ def nonlinear() -> Tables:
     """Steps in (mu, sigma) and in (mu, log sigma), compared in (mu, sigma)."""
 
     def both(natural: bool, radius: float, count: int) -> tuple[Doubles, Doubles]:
-        step = TrustRegion(radius=radius) if natural else FixedStep(radius)
+        step = TrustRegionStep(radius=radius) if natural else FixedStep(radius)
         metric, log_metric = (
             (FAMILY.fisher, LOG_FAMILY.fisher) if natural else (metrics.euclidean,) * 2
         )
