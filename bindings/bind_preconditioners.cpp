@@ -104,7 +104,7 @@ Taken by `conjugate_gradient` without Python in the loop, and by scipy.sparse.li
 
   const KfacOptions defaults;
   py::class_<PyKfac, PyPreconditioner>(
-      m, "KFac", py::is_final(),
+      m, "KroneckerFactors", py::is_final(),
       R"(The Fisher information of each layer as a Kronecker product, inverted.
 
 K-FAC (Martens and Grosse 2015) with factored damping (eq. 21, 22), as a preconditioner: F stays exact,

@@ -203,29 +203,6 @@ CgResult
     Numerical trouble is a status, never an exception. Raises ValueError or TypeError for bad arrays or
     options, and lets through what A or the preconditioner raise.)");
 
-  py::class_<LineSearchOptions>(m, "LineSearch", py::is_final(),
-                                R"(Settings of the backtracking line search.
-
-Parameters
-----------
-shrink : float, 0 < shrink < 1
-    Factor from one candidate to the next.
-max_backtracks : int >= 1
-    Candidates tried in all: fractions 1, shrink, ..., shrink**(max_backtracks - 1).
-accept_ratio : float, 0 <= accept_ratio < 1
-    A candidate must improve by more than this part of the predicted improvement.)")
-      .def(py::init(&line_search_options), py::arg("shrink") = LineSearchOptions{}.shrink,
-           py::arg("max_backtracks") = LineSearchOptions{}.max_backtracks,
-           py::arg("accept_ratio") = LineSearchOptions{}.accept_ratio)
-      .def_readonly("shrink", &LineSearchOptions::shrink, "As given.")
-      .def_readonly("max_backtracks", &LineSearchOptions::max_backtracks, "As given.")
-      .def_readonly("accept_ratio", &LineSearchOptions::accept_ratio, "As given.")
-      .def("__repr__", [](const LineSearchOptions& o) {
-        return "LineSearch(shrink=" + py::str(py::float_(o.shrink)).cast<std::string>() +
-               ", max_backtracks=" + std::to_string(o.max_backtracks) +
-               ", accept_ratio=" + py::str(py::float_(o.accept_ratio)).cast<std::string>() + ")";
-      });
-
   py::class_<LineSearchSummary>(m, "LineSearchResult", py::is_final(), "How a line search ended.")
       .def_readonly("status", &LineSearchSummary::status, "ACCEPTED or LINE_SEARCH_FAILED.")
       .def_readonly("fraction", &LineSearchSummary::fraction, "Accepted; 0 if none was.")

@@ -2,24 +2,18 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <thread>
 
-#include "natgrad/update/natural_gradient.hpp"
+#include "natgrad/update/policy_gradient_update.hpp"
+#include "natgrad/update/trust_region_update.hpp"
+#include "options.hpp"
 #include "py_operator.hpp"
 
 namespace natgrad::bindings {
 
 namespace {
 
-PreconditionerKind preconditioner_named(const std::string& name) {
-  if (name == "none") return PreconditionerKind::none;
-  if (name == "kfac") return PreconditionerKind::kfac;
-  if (name == "subsample") return PreconditionerKind::subsample;
-  if (name == "diagonal") return PreconditionerKind::diagonal;
-  if (name == "nystrom") return PreconditionerKind::nystrom;
-  if (name == "auto") return PreconditionerKind::automatic;
-  wrong_value("preconditioner",
-              "want none, auto, kfac, subsample, diagonal or nystrom, got '" + name + "'");
-}
+// --- names ---------------------------------------------------------------------------------------
 
 using bindings::name_of;  // of a Solver
 const char* name_of(PreconditionerKind kind) {
@@ -30,58 +24,90 @@ const char* name_of(PreconditionerKind kind) {
       return "kfac";
     case PreconditionerKind::subsample:
       return "subsample";
-    case PreconditionerKind::diagonal:
-      return "diagonal";
-    case PreconditionerKind::nystrom:
-      return "nystrom";
-    case PreconditionerKind::automatic:
-      return "auto";
   }
   return "";
 }
 
-using PyTrustRegionUpdate = AnyAlgorithm<TrustRegionUpdate>;
-using PyPolicyGradientUpdate = AnyAlgorithm<PolicyGradientUpdate>;
+// --- objects -------------------------------------------------------------------------------------
+
+// An update and the mutex that serialises its calls: it owns its scratch memory.
+template <class Update>
+class PyUpdate : public ZeroedUntilConstructed {
+ public:
+  explicit PyUpdate(const decltype(std::declval<Update>().options())& options)
+      : update_(std::make_unique<Update>(options)) {}
+
+  // f(update) without the GIL.
+  template <class F>
+  auto run(F f) {
+    require_initialized();
+    const py::gil_scoped_release release;  // plain memory from here on
+    const std::lock_guard lock(mutex_);
+    return f(*update_);
+  }
+  // f(update) with the GIL, for functions of Python. One that calls its own update would wait for ever.
+  template <class F>
+  auto run_python(F f) {
+    require_initialized();
+    if (owner_ == std::this_thread::get_id()) {
+      throw std::runtime_error("the update is already running in this thread");
+    }
+    std::unique_lock lock(mutex_, std::defer_lock);
+    {
+      const py::gil_scoped_release release;
+      lock.lock();
+    }
+    owner_ = std::this_thread::get_id();
+    struct Disown {
+      std::atomic<std::thread::id>& owner;
+      ~Disown() { owner = std::thread::id(); }
+    } const disown{owner_};
+    return f(*update_);
+  }
+
+  py::array_t<double> state() {
+    const std::vector<double> state = run([](Update& update) { return update.state(); });
+    return py::array_t<double>(static_cast<py::ssize_t>(state.size()), state.data());
+  }
+  void set_state(py::handle given) {
+    const auto value = vector_of<double>(given, "state", -1);
+    const std::vector<double> state(value.data(), value.data() + value.size());
+    if (!run([&](Update& update) { return update.set_state(state); })) {
+      wrong_value("state", "want what `state` gave before, got " + std::to_string(state.size()) +
+                               " values that are not a state of this object");
+    }
+  }
+
+ private:
+  void require_initialized() const {
+    if (!update_) not_initialized();
+  }
+  std::unique_ptr<Update> update_;
+  std::mutex mutex_;
+  std::atomic<std::thread::id> owner_;
+};
+
+using PyTrustRegionUpdate = PyUpdate<TrustRegionUpdate>;
+using PyPolicyGradientUpdate = PyUpdate<PolicyGradientUpdate>;
 
 void require_fit(const PolicyGradientOptions&, Index) {}
 void require_fit(const TrustRegionOptions& options, Index n) {
-  const auto size = static_cast<Index>(options.damping_metric.size());
-  if (size != 0 && size != n) {
-    wrong_value("damping_metric", "want shape (" + std::to_string(n) +
-                                      ",), a value for each parameter of the policy, got (" +
-                                      std::to_string(size) + ",)");
-  }
-}
-
-double decay_of(double value, const char* name) {
-  return number(value, name, value >= 0 && value < 1, "a number from 0 to below 1");
-}
-
-DampingMode damping_mode_named(const std::string& name) {
-  if (name == "fixed") return DampingMode::fixed;
-  if (name == "trace") return DampingMode::trace;
-  if (name != "adaptive") {
-    wrong_value("damping_mode", "want fixed, trace or adaptive, got '" + name + "'");
-  }
-  return DampingMode::adaptive;
-}
-
-std::vector<double> damping_metric_of(py::handle given) {
-  if (given.is_none()) return {};
-  const auto metric = vector_of<double>(given, "damping_metric", -1);
-  for (Index i = 0; i < metric.size(); ++i) {
-    if (!(metric.data()[i] > 0)) {
-      wrong_value("damping_metric", "want values > 0, got " + std::to_string(metric.data()[i]) +
-                                        " at index " + std::to_string(i));
+  const auto require = [&](const auto& damping) {
+    const auto size = static_cast<Index>(damping.metric.size());
+    if (size != 0 && size != n) {
+      wrong_value("metric", "want shape (" + std::to_string(n) +
+                                ",), a value for each parameter of the policy, got (" +
+                                std::to_string(size) + ",)");
     }
-  }
-  if (metric.size() == 0) wrong_value("damping_metric", "want shape (P,), got (0,)");
-  return {metric.data(), metric.data() + metric.size()};
+  };
+  const Damping& damping = options.direction.damping;
+  if (const auto* fixed = std::get_if<FixedDamping>(&damping)) require(*fixed);
+  if (const auto* adaptive = std::get_if<AdaptiveDamping>(&damping)) require(*adaptive);
 }
 
 // Checks the batch, then runs the whole update without the GIL.
 template <class Update>
-UpdateReport run_update(Update& self, const PyPolicy& policy, py::handle batch) {
+UpdateReport run_update(PyUpdate<Update>& self, const PyPolicy& policy, py::handle batch) {
   return visit(policy, [&](auto& model) {
     using T = scalar_of<decltype(model)>;
     const auto observations = rows_of<T>(batch.attr("observations"), "observations",
@@ -96,52 +122,194 @@ UpdateReport run_update(Update& self, const PyPolicy& policy, py::handle batch) 
                         {actions.data(), rows, width, width},
                         advantages.data(),
                         given.is_none() ? nullptr : log_probs.data()};
-    return self.template run<T>([&](auto& update) {
+    return self.run([&](Update& update) {
       require_fit(update.options(), model.parameter_count());
       return update(model, view);
     });
   });
 }
 
-// The box with functions of Python for the policy, who holds the GIL throughout.
-UpdateReport run_step(PyTrustRegionUpdate& self, py::handle gradient, py::handle fisher,
+// --- a policy that is given by functions ---------------------------------------------------------
+
+class OperatorCurvature final : public Curvature {
+ public:
+  OperatorCurvature(py::handle fisher, Index n, int products)
+      : n_(n), operator_(make_operator(fisher, n, "fisher", products)) {}
+  Index size() const override { return n_; }
+  void product(const double* v, double* out) override { operator_.apply(v, out); }
+
+ private:
+  Index n_;
+  OperatorFromPython operator_;
+};
+
+class FunctionProblem final : public Problem {
+ public:
+  FunctionProblem(Array<double> gradient, py::handle fisher, const py::function& evaluate,
+                  int dimensions, double surrogate, int products)
+      : gradient_(std::move(gradient)),
+        curvature_(fisher, gradient_.size(), products),
+        evaluate_(evaluate),
+        dimensions_(dimensions),
+        surrogate_(surrogate) {}
+
+  Index size() const override { return gradient_.size(); }
+  Index action_dimensions() const override { return dimensions_; }
+  bool linearize(double* g, UpdateReport* report) override {
+    std::copy_n(gradient_.data(), size(), g);
+    report->surrogate = surrogate_;
+    return true;
+  }
+  Curvature& curvature() override { return curvature_; }
+  Candidate evaluate(double fraction, const double* step) override {
+    py::array_t<double> scaled(size());
+    for (Index i = 0; i < size(); ++i) scaled.mutable_data()[i] = fraction * step[i];
+    return candidate_of(evaluate_(scaled));
+  }
+  void accept() override {}  // the policy already stands where it was evaluated last
+
+ private:
+  Array<double> gradient_;
+  OperatorCurvature curvature_;
+  py::function evaluate_;
+  int dimensions_;
+  double surrogate_;
+};
+
+UpdateReport run_step(PyTrustRegionUpdate& self, py::handle given, py::handle fisher,
                       const py::function& evaluate, int dimensions, double surrogate) {
-  const TrustRegionOptions options = self.options();
-  const bool iterative =
-      options.solver == Solver::automatic || options.solver == Solver::conjugate_gradient;
-  if (!iterative || options.preconditioner != PreconditionerKind::none || options.warm_start ||
-      options.damping_mode != DampingMode::fixed || !options.damping_metric.empty() ||
-      !options.cg_last_residual || options.log_std_min.has_value()) {
-    wrong_value("fisher",
-                "want an update with solver 'auto' or 'cg', damping_mode 'fixed' and the last "
-                "residual, without preconditioner, warm start, metric and log_std_min, for an "
-                "operator of one's own");
-  }
-  const auto g = vector_of<double>(gradient, "gradient", -1, false);
-  const Index n = g.size();
-  if (n == 0) wrong_value("gradient", "want at least one value, got shape (0,)");
+  const auto gradient = vector_of<double>(given, "gradient", -1, false);
+  if (gradient.size() == 0) wrong_value("gradient", "want at least one value, got shape (0,)");
   at_least(dimensions, 1, "dimensions");
-  const OperatorFromPython product = make_operator(fisher, n, "fisher", options.cg_iterations);
-  Buffer<double> x(n);
-  CgScratch scratch;
-  const auto solve = [&](double terms, double* solution, UpdateReport* report) {
-    report->damping = terms * options.damping;
-    report->cg = conjugate_gradient(product.apply, n, g.data(), solution,
-                                    cg_options(options, report->damping), nullptr, &scratch);
-  };
-  const auto candidate = [&](double fraction) {
-    py::array_t<double> step(n);
-    for (Index i = 0; i < n; ++i) step.mutable_data()[i] = fraction * x[i];
-    return candidate_of(evaluate(step));
-  };
-  UpdateReport report;
-  report.surrogate = surrogate;
-  if (usable_gradient(g.data(), n, 0, &report)) {
-    trust_region_step(options, dimensions, n, g.data(), solve, candidate, x.data(), &report);
-  }
-  report.timings.total = report.timings.solve + report.timings.search;
-  return report;
+  return self.run_python([&](TrustRegionUpdate& update) {
+    const TrustRegionOptions& options = update.options();
+    if (options.problem.log_std_min.has_value()) {
+      wrong_value("log_std_min", "want None for a policy that is given by functions");
+    }
+    require_fit(options, gradient.size());
+    FunctionProblem problem(gradient, fisher, evaluate, dimensions, surrogate,
+                            options.direction.cg.iterations);
+    return update(problem);
+  });
 }
+
+// --- options -------------------------------------------------------------------------------------
+
+Damping damping_of(const py::object& given) {
+  if (py::isinstance<FixedDamping>(given)) return given.cast<FixedDamping>();
+  if (py::isinstance<TraceDamping>(given)) return given.cast<TraceDamping>();
+  if (py::isinstance<AdaptiveDamping>(given)) return given.cast<AdaptiveDamping>();
+  if (!PyNumber_Check(given.ptr())) {
+    throw py::type_error(
+        "damping: want a number, FixedDamping, TraceDamping or AdaptiveDamping, got " +
+        py::repr(given).cast<std::string>());
+  }
+  FixedDamping damping;
+  damping.value = non_negative(py::float_(given), "damping");
+  return damping;
+}
+
+PreconditionerChoice preconditioner_of(const py::object& given) {
+  if (py::isinstance<KfacOptions>(given)) return given.cast<KfacOptions>();
+  if (py::isinstance<Subsample>(given)) return given.cast<Subsample>();
+  const std::string wanted = "want none, auto, kfac, subsample, KFac(...) or Subsample(...), got ";
+  if (!py::isinstance<py::str>(given)) {
+    throw py::type_error("preconditioner: " + wanted + py::repr(given).cast<std::string>());
+  }
+  const auto name = given.cast<std::string>();
+  if (name == "none") return std::monostate{};
+  if (name == "auto") return AutomaticPreconditioner{};
+  if (name == "kfac") return KfacOptions{};
+  if (name == "subsample") return Subsample{};
+  wrong_value("preconditioner", wanted + "'" + name + "'");
+}
+
+void set_solver(const py::object& given, int cg_iterations, DirectionOptions* options) {
+  options->cg.iterations = at_least(cg_iterations, 1, "cg_iterations");
+  if (py::isinstance<PyConjugateGradient>(given)) {
+    const auto& solver = given.cast<const PyConjugateGradient&>();
+    if (cg_iterations != ConjugateGradient{}.iterations && cg_iterations != solver.iterations) {
+      wrong_value("cg_iterations", "want it left out beside solver=ConjugateGradient(iterations=" +
+                                       std::to_string(solver.iterations) + "), got " +
+                                       std::to_string(cg_iterations));
+    }
+    options->cg = solver;
+    options->solver = solver.or_direct ? Solver::automatic : Solver::conjugate_gradient;
+    return;
+  }
+  if (!py::isinstance<py::str>(given)) {
+    throw py::type_error(
+        "solver: want auto, cg, direct, kronecker, dense, sample or ConjugateGradient(...), got " +
+        py::repr(given).cast<std::string>());
+  }
+  options->solver = solver_named(given.cast<std::string>(), true);
+}
+
+StepScale step_scale_of(const py::object& given) {
+  if (py::isinstance<py::str>(given)) {
+    const auto name = given.cast<std::string>();
+    if (name == "fisher") return StepLength::fisher;
+    if (name == "damped") return StepLength::damped;
+    wrong_value("step_scale", "want fisher, damped or a number > 0, got '" + name + "'");
+  }
+  if (!PyNumber_Check(given.ptr())) {
+    throw py::type_error("step_scale: want fisher, damped or a number > 0, got " +
+                         py::repr(given).cast<std::string>());
+  }
+  return positive(py::float_(given), "step_scale");
+}
+
+// A metric is the preconditioner, and with a direct form it has no meaning.
+void require_metric_alone(const DirectionOptions& options) {
+  const auto has_metric = [](const auto& damping) {
+    if constexpr (std::is_same_v<std::decay_t<decltype(damping)>, TraceDamping>) {
+      return false;
+    } else {
+      return !damping.metric.empty();
+    }
+  };
+  if (!std::visit(has_metric, options.damping)) return;
+  if (!std::holds_alternative<std::monostate>(options.preconditioner)) {
+    wrong_value("preconditioner", "want none beside a metric, which is one");
+  }
+  if (options.solver != Solver::automatic && options.solver != Solver::conjugate_gradient) {
+    wrong_value("solver", "want auto, cg or ConjugateGradient(...) beside a metric, got '" +
+                              std::string(name_of(options.solver)) + "'");
+  }
+}
+
+std::unique_ptr<PyTrustRegionUpdate> make_update(
+    double max_kl, const py::object& damping, int cg_iterations,
+    std::optional<LineSearchOptions> line_search, bool normalize_advantages,
+    const py::object& preconditioner, const py::object& solver, const std::string& fisher,
+    double curvature_fraction, const py::object& step_scale, const std::string& kl_reduction,
+    const std::string& kl_direction, std::optional<double> log_std_min) {
+  TrustRegionOptions options;
+  options.max_kl = positive(max_kl, "max_kl");
+  options.direction.damping = damping_of(damping);
+  options.direction.preconditioner = preconditioner_of(preconditioner);
+  set_solver(solver, cg_iterations, &options.direction);
+  require_metric_alone(options.direction);
+  options.line_search = line_search;
+  options.step_scale = step_scale_of(step_scale);
+  if (kl_reduction != "sum" && kl_reduction != "mean") {
+    wrong_value("kl_reduction", "want sum or mean, got '" + kl_reduction + "'");
+  }
+  if (kl_direction != "old_new" && kl_direction != "new_old") {
+    wrong_value("kl_direction", "want old_new or new_old, got '" + kl_direction + "'");
+  }
+  if (kl_reduction == "mean") options.kl_reduction = KlReduction::mean;
+  if (kl_direction == "new_old") options.problem.kl_direction = KlDirection::new_old;
+  options.problem.normalize_advantages = normalize_advantages;
+  options.problem.fisher = fisher_kind_named(fisher, "fisher");
+  options.problem.curvature_fraction = fraction_of(curvature_fraction, "curvature_fraction");
+  if (log_std_min.has_value()) {
+    options.problem.log_std_min = number(*log_std_min, "log_std_min", true, "a finite number");
+  }
+  return std::make_unique<PyTrustRegionUpdate>(options);
+}
+
+// --- reports -------------------------------------------------------------------------------------
 
 std::string status_name(UpdateStatus status) {
   switch (status) {
@@ -164,23 +332,25 @@ std::string status_name(UpdateStatus status) {
 py::dict timings_of(const UpdateReport& r) {
   using namespace py::literals;
   return py::dict("gradient"_a = r.timings.gradient, "solve"_a = r.timings.solve,
-                  "precondition"_a = r.timings.precondition, "search"_a = r.timings.search,
-                  "total"_a = r.timings.total);
+                  "precondition"_a = r.direction.precondition_seconds,
+                  "search"_a = r.timings.search, "total"_a = r.timings.total);
 }
 
 py::dict report_dict(const UpdateReport& r) {
   using namespace py::literals;
-  py::dict all("status"_a = status_name(r.status), "message"_a = std::string(r.message.data()),
-               "kl"_a = r.kl, "improvement"_a = r.improvement,
-               "expected_improvement"_a = r.expected_improvement,
-               "step_fraction"_a = r.step_fraction, "step_scale"_a = r.step_scale,
-               "backtracks"_a = r.backtracks, "surrogate"_a = r.surrogate, "entropy"_a = r.entropy,
-               "gradient_norm"_a = r.gradient_norm, "step_norm"_a = r.step_norm,
-               "damping"_a = r.damping, "reduction_ratio"_a = r.reduction_ratio,
-               "cg_status"_a = py::cast(r.cg.status).attr("name"), "solver"_a = name_of(r.solver),
-               "preconditioner"_a = name_of(r.preconditioner), "cg_iterations"_a = r.cg.iterations,
-               "cg_products"_a = r.cg.products, "cg_relative_residual"_a = r.cg.relative_residual(),
-               "cg_model_value"_a = r.cg.model_value);
+  py::dict all(
+      "status"_a = status_name(r.status), "message"_a = std::string(r.message.data()),
+      "kl"_a = r.kl, "improvement"_a = r.improvement,
+      "expected_improvement"_a = r.expected_improvement, "step_fraction"_a = r.step_fraction,
+      "step_scale"_a = r.step_scale, "backtracks"_a = r.backtracks, "surrogate"_a = r.surrogate,
+      "entropy"_a = r.entropy, "gradient_norm"_a = r.gradient_norm, "step_norm"_a = r.step_norm,
+      "damping"_a = r.direction.damping, "reduction_ratio"_a = r.reduction_ratio,
+      "cg_status"_a = py::cast(r.direction.cg.status).attr("name"),
+      "solver"_a = name_of(r.direction.solver),
+      "preconditioner"_a = name_of(r.direction.preconditioner),
+      "cg_iterations"_a = r.direction.cg.iterations, "cg_products"_a = r.direction.cg.products,
+      "cg_relative_residual"_a = r.direction.cg.relative_residual(),
+      "cg_model_value"_a = r.direction.cg.model_value);
   for (const auto& [name, seconds] : timings_of(r)) {
     all[("seconds_" + name.cast<std::string>()).c_str()] = seconds;
   }
@@ -243,16 +413,20 @@ void bind_update(py::module_& m) {
       .def_readonly("step_norm", &UpdateReport::step_norm, "||theta' - theta||; 0 unless accepted.")
       .def_readonly("entropy", &UpdateReport::entropy,
                     "Mean entropy of the old policy over the batch, in nats.")
-      .def_readonly("damping", &UpdateReport::damping, "Of this update's solve; 0 before one.")
+      .def_property_readonly(
+          "damping", [](const UpdateReport& r) { return r.direction.damping; },
+          "The damping of this update's solve; 0 if there was none.")
       .def_readonly(
           "reduction_ratio", &UpdateReport::reduction_ratio,
           "What the models were worth at the full step (eq. 35); 0 if it was not evaluated.")
-      .def_readonly("cg", &UpdateReport::cg, "The linear solve.")
       .def_property_readonly(
-          "solver", [](const UpdateReport& r) { return name_of(r.solver); },
+          "cg", [](const UpdateReport& r) { return r.direction.cg; }, "The linear solve.")
+      .def_property_readonly(
+          "solver", [](const UpdateReport& r) { return name_of(r.direction.solver); },
           "What solved: 'cg', or a direct form, 'kronecker', 'dense' or 'sample'.")
       .def_property_readonly(
-          "preconditioner", [](const UpdateReport& r) { return name_of(r.preconditioner); },
+          "preconditioner",
+          [](const UpdateReport& r) { return name_of(r.direction.preconditioner); },
           "The one in use; none where it could not be built, a direct form served, or 'auto' "
           "found\n"
           "that it does not pay.")
@@ -269,202 +443,82 @@ void bind_update(py::module_& m) {
   py::class_<PyTrustRegionUpdate>(
       m, "TrustRegionUpdate", R"(One natural policy gradient update (TRPO; Schulman et al. 2015).
 
-g = grad L (eq. 11); solve (F + damping D) x = g by conjugate gradients (eq. 15); full step
-d = sqrt(2 max_kl / x'Fx) x (eq. 16); then a backtracking search for the first fraction that improves
-the surrogate and keeps KL(old || new) <= max_kl. Without a line search: Kakade's (2002) closed-form
-step.
+It takes the gradient g = grad L (eq. 11), solves (F + damping D) x = g (eq. 15), scales x to the full step
+d = sqrt(2 max_kl / x'Fx) x (eq. 16), and searches backwards for the first fraction of d that improves the
+surrogate and keeps KL(old || new) <= max_kl. Without a line search it is Kakade's (2002) closed-form step.
 
 Parameters
 ----------
 max_kl : float > 0
     Bound on the mean KL(old || new), in nats, summed over action dimensions.
-damping : float >= 0
+damping : float >= 0, FixedDamping, TraceDamping or AdaptiveDamping
+    What is added to F in the solve; a number is FixedDamping(number), with D = I.
 cg_iterations : int >= 1
-    Fisher products at most.
-cg_rtol : float >= 0
-    Stop at this residual, relative to g.
-cg_last_residual : bool
-    Measure the residual after the last product as well. If not, the first half of that product is
-    enough for the same step, and the report has the residual before it.
-cg_progress_tolerance : float >= 0
-cg_progress_window : int >= 1
-    Stop where the quadratic model hardly falls, as in `conjugate_gradient`; 0 for never.
-warm_start : bool
-    Start the solve from the last accepted step, scaled as is best for the quadratic model (eq. 32).
-    The product that this takes is one of cg_iterations; a single one starts from 0.
+    Fisher-vector products at most; short for solver=ConjugateGradient(cg_iterations, or_direct=True).
 line_search : LineSearch or None
 normalize_advantages : bool
     Standardise advantages over the batch; constant ones then end in ZERO_ADVANTAGES.
+preconditioner : {'none', 'auto', 'kfac', 'subsample'}, KFac or Subsample
+    The preconditioner of the conjugate gradients; a name is the class with its defaults. 'auto' is
+    as accurate as cg_iterations plain ones, in less time: the first and then every 50th update solves
+    both ways, with 'kfac' until the quadratic model is as low (eq. 31); the updates between take the
+    faster way by a cost model, with as many products as it needed. One that cannot be built is left
+    out, and the report says so.
+solver : {'auto', 'cg', 'direct', 'kronecker', 'dense', 'sample'} or ConjugateGradient
+    Conjugate gradients ('cg'), or without iterations: in a form of `Fisher.solve`, or in the fastest of
+    them ('direct'). 'auto' takes what a cost model says is faster. Conjugate gradients take over where
+    there is no such form or rounding forbids it; `report.solver` tells.
 fisher : {'exact', 'empirical'}
 curvature_fraction : float, 0 < fraction <= 1
-    Part of the observations, evenly spaced, that the Fisher products use.
-damped_step : bool
-    Scale the step by x'(F + damping D)x instead.
-preconditioner : {'none', 'auto', 'kfac', 'subsample', 'diagonal', 'nystrom'}
-    Of the conjugate gradients; see KFac, InnerSolver, DiagonalPreconditioner and
-    NystromPreconditioner. 'subsample' iterates on the Fisher matrix of a part of the observations,
-    with 'kfac' of these (InnerSolver); its inner products are not counted as products. 'auto' is
-    as accurate as cg_iterations plain ones, in less time: the first and then every 50th update solves
-    both ways, with 'kfac' until the quadratic model is as low (eq. 31); the ones between take the
-    faster way by a cost model, with as many products as it needed.
-kfac_every : int >= 1
-    Kronecker factors are averaged over every so-manieth observation.
-kfac_refresh : int >= 1
-    Updates that share one average.
-kfac_decay : float, 0 <= decay < 1
-    Weight of the averages so far in a new one.
-subsample_every : int >= 1
-    The part has every so-manieth observation.
-subsample_iterations : int >= 1
-    Inner iterations for each outer one.
-nystrom_rank : int >= 1
-    Products that the Nystrom preconditioner is built from; at most P.
-damping_mode : {'fixed', 'trace', 'adaptive'}
-    As given; multiplied by tr(F) / P (eq. 33), whatever the scale of F; or Levenberg and Marquardt's,
-    which starts as given, is divided by 1.5 where the reduction ratio (eq. 35) is above 3/4, and
-    multiplied by 1.5 where it is below 1/4 or the update failed (Martens 2010, section 4.1).
-damping_min, damping_max : float, 0 < damping_min <= damping_max
-    Bounds of the adaptive mode, `damping` within.
-damping_metric : (P,) array, values > 0, optional
-    The diagonal of D; ones by default. Steps map onto each other under theta_i = a_i psi_i if D is
-    transported, D_psi = a^2 D_theta (eq. 34). Not with damping_mode 'trace' or a preconditioner.
-solver : {'auto', 'cg', 'direct', 'kronecker', 'dense', 'sample'}
-    By conjugate gradients, or without iterations: in a form of `Fisher.solve`, or in the fastest
-    ('direct'). 'auto' takes what a cost model says is faster than cg_iterations products. Conjugate
-    gradients take over where there is no such form or rounding forbids it; `report.solver` tells.
-cg_atol : float >= 0
-    Conjugate gradients stop at a residual of max(cg_rtol ||g||, cg_atol).
+    Part of the observations, evenly spaced, that the Fisher-vector products use.
+step_scale : {'fisher', 'damped'} or float > 0
+    The full step is this number times x; 'fisher' is sqrt(2 max_kl / x'Fx), and 'damped' the same with
+    F + damping D for F. A line search bounds the divergence of any of them.
 kl_reduction : {'sum', 'mean'}
     'mean' averages over the dimensions of an action: KL and F are divided by their number, so max_kl
     and damping weigh that much more.
 kl_direction : {'old_new', 'new_old'}
     Which divergence max_kl bounds.
-step_size : float > 0, optional
-    The step is step_size * x, whatever max_kl says; a line search still bounds its KL.
 log_std_min : float, optional
     Floor of the log standard deviations of a Gaussian that are parameters. A candidate below it is put
     onto it, and its KL and improvement are those there; one that is below already may only rise.
 
-Call it as update(policy, batch) with a `Batch`; returns an UpdateReport. Transactional: parameters
+Call it as update(policy, batch) with a `Batch`; it returns an UpdateReport. It is transactional: parameters
 change only if the status is ACCEPTED. Bad arrays raise ValueError or TypeError before anything
 changes; numerical trouble is a status. The GIL is released; after the first call with a batch size
 nothing is allocated. One object serves one call at a time. What passes from one update to the next,
-an adaptive damping, the step of a warm start, kept factors and what 'auto' found, is
-`state`.)")
-      .def(py::init([](double max_kl, double damping, int cg_iterations, double cg_rtol,
-                       std::optional<LineSearchOptions> line_search, bool normalize_advantages,
-                       const std::string& fisher, double curvature_fraction, bool damped_step,
-                       const std::string& preconditioner, Index kfac_every, Index nystrom_rank,
-                       int kfac_refresh, double kfac_decay, bool cg_last_residual,
-                       double cg_progress_tolerance, int cg_progress_window, bool warm_start,
-                       const std::string& damping_mode, double damping_min, double damping_max,
-                       py::handle damping_metric, const std::string& solver, double cg_atol,
-                       const std::string& kl_reduction, const std::string& kl_direction,
-                       std::optional<double> step_size, std::optional<double> log_std_min,
-                       Index subsample_every, int subsample_iterations) {
-             TrustRegionOptions options;
-             options.max_kl = positive(max_kl, "max_kl");
-             options.damping = non_negative(damping, "damping");
-             options.cg_iterations = at_least(cg_iterations, 1, "cg_iterations");
-             options.cg_rtol = non_negative(cg_rtol, "cg_rtol");
-             options.line_search = line_search;
-             options.normalize_advantages = normalize_advantages;
-             options.fisher = fisher_kind_named(fisher, "fisher");
-             options.curvature_fraction = fraction_of(curvature_fraction, "curvature_fraction");
-             options.damped_step = damped_step;
-             options.preconditioner = preconditioner_named(preconditioner);
-             options.kfac.every = size_of(kfac_every, "kfac_every");
-             options.nystrom_rank = size_of(nystrom_rank, "nystrom_rank");
-             options.subsample_every = size_of(subsample_every, "subsample_every");
-             options.subsample_iterations =
-                 at_least(subsample_iterations, 1, "subsample_iterations");
-             options.kfac.refresh = at_least(kfac_refresh, 1, "kfac_refresh");
-             options.kfac.decay = decay_of(kfac_decay, "kfac_decay");
-             options.cg_last_residual = cg_last_residual;
-             options.cg_progress_tolerance =
-                 non_negative(cg_progress_tolerance, "cg_progress_tolerance");
-             options.cg_progress_window = at_least(cg_progress_window, 1, "cg_progress_window");
-             options.warm_start = warm_start;
-             options.damping_mode = damping_mode_named(damping_mode);
-             options.damping_rule.low = positive(damping_min, "damping_min");
-             options.damping_rule.high = number(
-                 damping_max, "damping_max", damping_max >= damping_min, "a number >= damping_min");
-             if (options.damping_mode == DampingMode::adaptive) {
-               number(damping, "damping", damping >= damping_min && damping <= damping_max,
-                      "a number between damping_min and damping_max, to be adapted");
-             }
-             options.cg_atol = non_negative(cg_atol, "cg_atol");
-             if (kl_reduction != "sum" && kl_reduction != "mean") {
-               wrong_value("kl_reduction", "want sum or mean, got '" + kl_reduction + "'");
-             }
-             if (kl_direction != "old_new" && kl_direction != "new_old") {
-               wrong_value("kl_direction", "want old_new or new_old, got '" + kl_direction + "'");
-             }
-             if (kl_reduction == "mean") options.kl_reduction = KlReduction::mean;
-             if (kl_direction == "new_old") options.kl_direction = KlDirection::new_old;
-             if (step_size.has_value()) options.step_size = positive(*step_size, "step_size");
-             if (log_std_min.has_value()) {
-               options.log_std_min = number(*log_std_min, "log_std_min", true, "a finite number");
-             }
-             options.damping_metric = damping_metric_of(damping_metric);
-             if (!options.damping_metric.empty() && options.damping_mode == DampingMode::trace) {
-               wrong_value("damping_metric",
-                           "want damping_mode fixed or adaptive with it, got 'trace': tr(F) / P "
-                           "changes with the parameters' units");
-             }
-             if (!options.damping_metric.empty() &&
-                 options.preconditioner != PreconditionerKind::none) {
-               wrong_value("damping_metric", "want preconditioner none with it, got '" +
-                                                 preconditioner + "': the metric is one");
-             }
-             options.solver = solver_named(solver, true);
-             if (!options.damping_metric.empty() && options.solver != Solver::automatic &&
-                 options.solver != Solver::conjugate_gradient) {
-               wrong_value("damping_metric",
-                           "want solver auto or cg with it, got '" + solver + "'");
-             }
-             return std::make_unique<PyTrustRegionUpdate>(options);
-           }),
-           py::arg("max_kl") = defaults.max_kl, py::arg("damping") = defaults.damping,
-           py::arg("cg_iterations") = defaults.cg_iterations, py::arg("cg_rtol") = defaults.cg_rtol,
+an adapted damping, the step of a warm start, and what 'auto' found, is `state`.)")
+      .def(py::init(&make_update), py::arg("max_kl") = defaults.max_kl,
+           py::arg("damping") = FixedDamping{}.value,
+           py::arg("cg_iterations") = ConjugateGradient{}.iterations,
            py::arg("line_search") = LineSearchOptions{},
-           py::arg("normalize_advantages") = defaults.normalize_advantages,
-           py::arg("fisher") = "exact", py::arg("curvature_fraction") = defaults.curvature_fraction,
-           py::arg("damped_step") = defaults.damped_step, py::arg("preconditioner") = "none",
-           py::arg("kfac_every") = defaults.kfac.every,
-           py::arg("nystrom_rank") = defaults.nystrom_rank,
-           py::arg("kfac_refresh") = defaults.kfac.refresh,
-           py::arg("kfac_decay") = defaults.kfac.decay,
-           py::arg("cg_last_residual") = defaults.cg_last_residual,
-           py::arg("cg_progress_tolerance") = defaults.cg_progress_tolerance,
-           py::arg("cg_progress_window") = defaults.cg_progress_window,
-           py::arg("warm_start") = defaults.warm_start, py::arg("damping_mode") = "fixed",
-           py::arg("damping_min") = defaults.damping_rule.low,
-           py::arg("damping_max") = defaults.damping_rule.high,
-           py::arg("damping_metric") = py::none(), py::arg("solver") = "auto",
-           py::arg("cg_atol") = defaults.cg_atol, py::arg("kl_reduction") = "sum",
-           py::arg("kl_direction") = "old_new", py::arg("step_size") = py::none(),
-           py::arg("log_std_min") = py::none(),
-           py::arg("subsample_every") = defaults.subsample_every,
-           py::arg("subsample_iterations") = defaults.subsample_iterations)
+           py::arg("normalize_advantages") = defaults.problem.normalize_advantages,
+           py::arg("preconditioner") = "none", py::arg("solver") = "auto",
+           py::arg("fisher") = "exact",
+           py::arg("curvature_fraction") = defaults.problem.curvature_fraction,
+           py::arg("step_scale") = "fisher", py::arg("kl_reduction") = "sum",
+           py::arg("kl_direction") = "old_new", py::arg("log_std_min") = py::none())
       .def_property(
           "state", &PyTrustRegionUpdate::state, &PyTrustRegionUpdate::set_state,
-          "float64 vector; save it and assign it to go on where an update stopped. Empty\n"
-          "unless the damping is adaptive, the start warm, the preconditioner 'auto' or its "
-          "factors\n"
-          "kept.")
-      .def("__call__", &run_update<PyTrustRegionUpdate>, py::arg("policy"), py::arg("batch"))
+          "float64 vector; save it and assign it to go on where an update stopped. It is empty\n"
+          "unless the damping is adaptive, the start warm or the preconditioner 'auto'.")
+      .def("__call__", &run_update<TrustRegionUpdate>, py::arg("policy"), py::arg("batch"))
       .def_property(
-          "max_kl", [](PyTrustRegionUpdate& self) { return self.options().max_kl; },
+          "max_kl",
+          [](PyTrustRegionUpdate& self) {
+            return self.run([](TrustRegionUpdate& update) { return update.options().max_kl; });
+          },
           [](PyTrustRegionUpdate& self, double max_kl) {
             positive(max_kl, "max_kl");
-            self.with([&](auto& update) { update.set_max_kl(max_kl); });
+            self.run([&](TrustRegionUpdate& update) { update.set_max_kl(max_kl); });
           },
           "Bound of the updates to come, in nats; may be assigned, for schedules.")
       .def_property_readonly(
           "kl_direction",
           [](PyTrustRegionUpdate& self) {
-            return self.options().kl_direction == KlDirection::old_new ? "old_new" : "new_old";
+            const KlDirection direction = self.run(
+                [](TrustRegionUpdate& update) { return update.options().problem.kl_direction; });
+            return direction == KlDirection::old_new ? "old_new" : "new_old";
           },
           "As given.")
       .def("step", &run_step, py::arg("gradient"), py::arg("fisher"), py::arg("evaluate"),
@@ -486,9 +540,10 @@ surrogate : float
     L at the present parameters, for the report.
 
 Returns an UpdateReport. If it is ACCEPTED, the policy is where it is to be; if not, or if a function
-raised, the caller puts it back. `fisher`, `curvature_fraction` and `normalize_advantages` of the
-constructor are the functions' business here; direct solvers, preconditioners, warm starts, a metric,
-cg_last_residual=False, log_std_min and damping other than fixed raise ValueError.)");
+raised, the caller puts it back. The options of the direction all apply: there is no direct form and no
+K-FAC for an operator, so conjugate gradients solve without a preconditioner, and TraceDamping estimates
+tr F from 16 products with random signs (Hutchinson 1990). `fisher`, `curvature_fraction` and
+`normalize_advantages` are the functions' business; `log_std_min` raises ValueError.)");
 
   const PolicyGradientOptions plain;
   py::class_<PyPolicyGradientUpdate>(m, "PolicyGradientUpdate",
@@ -510,14 +565,14 @@ Called and reported as TrustRegionUpdate; rejects a step only if the new policy 
                  if (!options.adam && optimizer != "sgd") {
                    wrong_value("optimizer", "want adam or sgd, got '" + optimizer + "'");
                  }
-                 options.normalize_advantages = normalize_advantages;
+                 options.problem.normalize_advantages = normalize_advantages;
                  return std::make_unique<PyPolicyGradientUpdate>(options);
                }),
            py::arg("learning_rate") = plain.learning_rate, py::arg("optimizer") = "adam",
-           py::arg("normalize_advantages") = plain.normalize_advantages)
+           py::arg("normalize_advantages") = plain.problem.normalize_advantages)
       .def_property("state", &PyPolicyGradientUpdate::state, &PyPolicyGradientUpdate::set_state,
                     "float64 vector; save it and assign it to go on where an update stopped.")
-      .def("__call__", &run_update<PyPolicyGradientUpdate>, py::arg("policy"), py::arg("batch"));
+      .def("__call__", &run_update<PolicyGradientUpdate>, py::arg("policy"), py::arg("batch"));
 }
 
 }  // namespace natgrad::bindings

@@ -139,6 +139,7 @@ void bind_policy(py::module_& m);
 void bind_value_function(py::module_& m);
 void bind_fisher(py::module_& m);
 void bind_preconditioners(py::module_& m);
+void bind_options(py::module_& m);
 void bind_solvers(py::module_& m);
 void bind_update(py::module_& m);
 void bind_advantage(py::module_& m);

@@ -10,6 +10,7 @@ PYBIND11_MODULE(_core, m) {
   bind_distribution(m);
   bind_policy(m);
   bind_value_function(m);
+  bind_options(m);
   bind_solvers(m);
   bind_fisher(m);
   bind_preconditioners(m);

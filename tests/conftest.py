@@ -45,6 +45,24 @@ ACTIVATIONS = tuple(oracle.ACTIVATIONS)
 DTYPES = ("float64", "float32")
 
 
+def core_options(
+    damping=0.1,
+    damping_metric=None,
+    cg_iterations=10,
+    cg_rtol=1e-10,
+    cg_atol=0.0,
+    or_direct=True,
+    **others,
+):
+    """The oracle's flat keywords as the core's values."""
+    solver = core.ConjugateGradient(cg_iterations, cg_rtol, cg_atol, or_direct=or_direct)
+    if others.pop("damped_step", False):
+        others["step_scale"] = "damped"
+    if (size := others.pop("step_size", None)) is not None:
+        others["step_scale"] = size
+    return {"damping": core.FixedDamping(damping, damping_metric), "solver": solver, **others}
+
+
 def relative_error(got, want) -> float:
     """||got - want|| / ||want||, with 0 for two zeros."""
     got, want = np.asarray(got, dtype=float), np.asarray(want, dtype=float)

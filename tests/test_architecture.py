@@ -34,9 +34,8 @@ PYTHON_LAYERS = {
     "rollouts": {*MODEL, "theory"},
     "agents": {*MODEL, "rollouts"},
     "bench": MODEL,
-    "peers": {*MODEL, "bench"},
     "__init__": {*MODEL, "theory", "rollouts", "agents"},
-    "cli": {"__init__", *MODEL, "theory", "rollouts", "agents", "bench", "peers"},
+    "cli": {"__init__", *MODEL, "theory", "rollouts", "agents", "bench"},
     # short names of modules in the packages
     **{name: {"hosts"} for name in ("torch", "sb3", "tianshou", "tianshou_highlevel")},
     "mdp": {"theory"},

@@ -58,14 +58,12 @@ def everything(distribution, dtype, count=700, hidden=(64, 64), size=17):
     results["report"] = np.array([report.kl, report.improvement, report.expected_improvement])
     results["trace"] = F.trace()
     adaptive = core.TrustRegionUpdate(
-        damping_mode="adaptive",
-        warm_start=True,
-        cg_progress_tolerance=0.01,
-        damping_metric=np.linspace(0.5, 2.0, p.theta.size),
+        damping=core.AdaptiveDamping(metric=np.linspace(0.5, 2.0, p.theta.size)),
+        solver=core.ConjugateGradient(warm_start=True, stop=core.Progress(0.01)),
     )
     for _ in range(3):
         adaptive(p.core, p.batch)
-    core.TrustRegionUpdate(damping_mode="trace")(p.core, p.batch)
+    core.TrustRegionUpdate(damping=core.TraceDamping())(p.core, p.batch)
     results["damped updates"] = p.core.parameters
     results["their state"] = adaptive.state
     core.PolicyGradientUpdate()(p.core, p.batch)

@@ -304,7 +304,9 @@ def test_an_update_takes_the_natural_step_of_every_form(distribution, dtype):
     for solver in ("cg", "dense", "sample", "direct"):
         p = make_problem(distribution, hidden=(3,), dtype=dtype, count=60, seed=2)
         update = core.TrustRegionUpdate(
-            damping=1.0, cg_iterations=200, cg_rtol=1e-12, line_search=None, solver=solver
+            damping=1.0,
+            line_search=None,
+            solver=core.ConjugateGradient(200, rtol=1e-12) if solver == "cg" else solver,
         )
         report = update(p.core, p.batch)
         assert report.accepted
@@ -339,20 +341,23 @@ def test_conjugate_gradients_take_over_where_there_is_no_such_form(options, solv
 
 def test_a_form_that_fails_leaves_the_start_of_a_warm_solve_alone():
     steps = []
-    for solver in ("cg", "sample"):  # which rounding forbids
-        p = make_problem("gaussian", hidden=(3,), dtype="float32", count=60)
-        update = core.TrustRegionUpdate(
-            solver=solver, damping=1e-12, warm_start=True, cg_iterations=5, max_kl=1e-4
-        )
-        for _ in range(3):
+    for or_direct in (False, True):
+        p = make_problem("gaussian", hidden=(64, 64), dtype="float32", count=16)
+        solver = core.ConjugateGradient(5, warm_start=True, or_direct=or_direct)
+        damped = core.TrustRegionUpdate(solver=solver, damping=0.1, max_kl=1e-4)
+        assert damped(p.core, p.batch).solver == ("sample" if or_direct else "cg")
+        p.core.parameters = p.theta
+        update = core.TrustRegionUpdate(solver=solver, damping=1e-12, max_kl=1e-4)
+        for _ in range(3):  # rounding forbids the form that is chosen first
             assert update(p.core, p.batch).solver == "cg"
         steps.append(p.core.parameters - p.theta)
     np.testing.assert_array_equal(*steps)
 
 
-def test_a_metric_is_refused_beside_a_direct_form():
-    with pytest.raises(ValueError, match="damping_metric: want solver auto or cg with it, got"):
-        core.TrustRegionUpdate(damping_metric=np.ones(3), solver="direct")
+def test_a_direct_form_is_refused_beside_a_metric():
+    metric = core.FixedDamping(metric=np.ones(3))
+    with pytest.raises(ValueError, match="solver: want auto, cg or ConjugateGradient"):
+        core.TrustRegionUpdate(damping=metric, solver="direct")
 
 
 def test_an_update_that_rounding_keeps_from_a_direct_form_goes_by_conjugate_gradients():

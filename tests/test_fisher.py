@@ -443,7 +443,7 @@ def test_the_natural_step_does_not_depend_on_the_units_of_the_observations():
 
 def test_the_whole_update_does_not_depend_on_the_units_of_the_observations():
     p, q = reparameterised_linear_policies()
-    update = core.TrustRegionUpdate(damping=0.0, cg_iterations=60, cg_rtol=1e-13)
+    update = core.TrustRegionUpdate(damping=0.0, solver=core.ConjugateGradient(60, rtol=1e-13))
     reports = [update(p.core, p.batch), update(q.core, q.batch)]
     assert all(report.accepted for report in reports)
     np.testing.assert_allclose(reports[0].kl, reports[1].kl, rtol=1e-7)

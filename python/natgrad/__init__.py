@@ -19,20 +19,24 @@ except ModuleNotFoundError as error:
     ) from error
 
 from natgrad._core import AdamFit as AdamFit
+from natgrad._core import AdaptiveDamping as AdaptiveDamping
 from natgrad._core import Bernoulli as Bernoulli
 from natgrad._core import Beta as Beta
 from natgrad._core import Categorical as Categorical
 from natgrad._core import CgReport as CgReport
 from natgrad._core import CgResult as CgResult
 from natgrad._core import CgStatus as CgStatus
+from natgrad._core import ConjugateGradient as ConjugateGradient
 from natgrad._core import DiagonalGaussian as DiagonalGaussian
 from natgrad._core import DiagonalPreconditioner as DiagonalPreconditioner
 from natgrad._core import Distribution as Distribution
 from natgrad._core import Fisher as Fisher
 from natgrad._core import FitReport as FitReport
+from natgrad._core import FixedDamping as FixedDamping
 from natgrad._core import GaussNewtonFit as GaussNewtonFit
 from natgrad._core import InnerSolver as InnerSolver
 from natgrad._core import KFac as KFac
+from natgrad._core import KroneckerFactors as KroneckerFactors
 from natgrad._core import LineSearch as LineSearch
 from natgrad._core import LineSearchResult as LineSearchResult
 from natgrad._core import LineSearchStatus as LineSearchStatus
@@ -41,8 +45,11 @@ from natgrad._core import NystromPreconditioner as NystromPreconditioner
 from natgrad._core import ParameterBlock as ParameterBlock
 from natgrad._core import PolicyGradientUpdate as PolicyGradientUpdate
 from natgrad._core import Preconditioner as Preconditioner
+from natgrad._core import Progress as Progress
 from natgrad._core import Rng as Rng
 from natgrad._core import SquashedGaussian as SquashedGaussian
+from natgrad._core import Subsample as Subsample
+from natgrad._core import TraceDamping as TraceDamping
 from natgrad._core import TrustRegionUpdate as TrustRegionUpdate
 from natgrad._core import UpdateReport as UpdateReport
 from natgrad._core import UpdateStatus as UpdateStatus
@@ -110,6 +117,7 @@ __all__ = [
     "REINFORCE",
     "TRPO",
     "AdamFit",
+    "AdaptiveDamping",
     "Agent",
     "Backtracking",
     "Batch",
@@ -122,6 +130,7 @@ __all__ = [
     "CgStatus",
     "CheckpointCallback",
     "CheckpointError",
+    "ConjugateGradient",
     "DiagonalGaussian",
     "DiagonalPreconditioner",
     "Distribution",
@@ -132,10 +141,12 @@ __all__ = [
     "ExactStep",
     "Fisher",
     "FitReport",
+    "FixedDamping",
     "FixedStep",
     "GaussNewtonFit",
     "InnerSolver",
     "KFac",
+    "KroneckerFactors",
     "LineSearch",
     "LineSearchResult",
     "LineSearchStatus",
@@ -147,12 +158,15 @@ __all__ = [
     "Policy",
     "PolicyGradientUpdate",
     "Preconditioner",
+    "Progress",
     "REINFORCEConfig",
     "Rng",
     "Rollout",
     "SquashedGaussian",
     "StopOnReturn",
+    "Subsample",
     "TRPOConfig",
+    "TraceDamping",
     "TrainingInterrupted",
     "TrainingStalled",
     "TrustRegion",

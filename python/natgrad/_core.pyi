@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, TypeAlias, final
+from typing import Any, Literal, Protocol, Self, TypeAlias, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -270,7 +270,7 @@ class Preconditioner:
     def __matmul__(self, r: ArrayLike) -> Doubles: ...
 
 @final
-class KFac(Preconditioner):
+class KroneckerFactors(Preconditioner):
     def __init__(
         self, fisher: Fisher, damping: float = 0.0, every: int = 2, all_columns: bool = False
     ) -> None: ...
@@ -347,6 +347,97 @@ class LineSearch:
     def max_backtracks(self) -> int: ...
     @property
     def accept_ratio(self) -> float: ...
+    def replace(self, **changes: Any) -> Self: ...
+
+@final
+class FixedDamping:
+    def __init__(self, value: float = 0.1, metric: ArrayLike | None = None) -> None: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def metric(self) -> Doubles | None: ...
+    def replace(self, **changes: Any) -> Self: ...
+
+@final
+class TraceDamping:
+    def __init__(self, factor: float = 0.1) -> None: ...
+    @property
+    def factor(self) -> float: ...
+    def replace(self, **changes: Any) -> Self: ...
+
+@final
+class AdaptiveDamping:
+    def __init__(
+        self,
+        initial: float = 0.1,
+        low: float = 1e-5,
+        high: float = 10.0,
+        metric: ArrayLike | None = None,
+    ) -> None: ...
+    @property
+    def initial(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def metric(self) -> Doubles | None: ...
+    def replace(self, **changes: Any) -> Self: ...
+
+@final
+class Progress:
+    def __init__(self, tolerance: float = 0.01, window: int = 3) -> None: ...
+    @property
+    def tolerance(self) -> float: ...
+    @property
+    def window(self) -> int: ...
+    def replace(self, **changes: Any) -> Self: ...
+
+@final
+class ConjugateGradient:
+    def __init__(
+        self,
+        iterations: int = 10,
+        rtol: float = 1e-10,
+        atol: float = 0.0,
+        stop: Progress | None = None,
+        warm_start: bool = False,
+        last_residual: bool = True,
+        or_direct: bool = False,
+    ) -> None: ...
+    @property
+    def iterations(self) -> int: ...
+    @property
+    def rtol(self) -> float: ...
+    @property
+    def atol(self) -> float: ...
+    @property
+    def stop(self) -> Progress | None: ...
+    @property
+    def warm_start(self) -> bool: ...
+    @property
+    def last_residual(self) -> bool: ...
+    @property
+    def or_direct(self) -> bool: ...
+    def replace(self, **changes: Any) -> Self: ...
+
+@final
+class KFac:
+    def __init__(self, every: int = 2, all_columns: bool = False) -> None: ...
+    @property
+    def every(self) -> int: ...
+    @property
+    def all_columns(self) -> bool: ...
+    def replace(self, **changes: Any) -> Self: ...
+
+@final
+class Subsample:
+    def __init__(self, every: int = 6, iterations: int = 4) -> None: ...
+    @property
+    def every(self) -> int: ...
+    @property
+    def iterations(self) -> int: ...
+    def replace(self, **changes: Any) -> Self: ...
 
 @final
 class LineSearchResult:
@@ -426,7 +517,7 @@ class UpdateReport:
     @property
     def solver(self) -> SolverName: ...
     @property
-    def preconditioner(self) -> Literal["none", "kfac", "subsample", "diagonal", "nystrom"]: ...
+    def preconditioner(self) -> Literal["none", "kfac", "subsample"]: ...
     @property
     def timings(self) -> dict[str, float]: ...
     def as_dict(self) -> dict[str, float | int | str]: ...
@@ -445,37 +536,19 @@ class TrustRegionUpdate:
     def __init__(
         self,
         max_kl: float = 0.01,
-        damping: float = 0.1,
+        damping: float | FixedDamping | TraceDamping | AdaptiveDamping = 0.1,
         cg_iterations: int = 10,
-        cg_rtol: float = 1e-10,
         line_search: LineSearch | None = ...,
         normalize_advantages: bool = False,
+        preconditioner: Literal["none", "auto", "kfac", "subsample"] | KFac | Subsample = "none",
+        solver: Literal["auto", "cg", "direct", "kronecker", "dense", "sample"]
+        | ConjugateGradient = "auto",
         fisher: Literal["exact", "empirical"] = "exact",
         curvature_fraction: float = 1.0,
-        damped_step: bool = False,
-        preconditioner: Literal[
-            "none", "auto", "kfac", "subsample", "diagonal", "nystrom"
-        ] = "none",
-        kfac_every: int = 2,
-        nystrom_rank: int = 20,
-        kfac_refresh: int = 1,
-        kfac_decay: float = 0.0,
-        cg_last_residual: bool = True,
-        cg_progress_tolerance: float = 0.0,
-        cg_progress_window: int = 3,
-        warm_start: bool = False,
-        damping_mode: Literal["fixed", "trace", "adaptive"] = "fixed",
-        damping_min: float = 1e-5,
-        damping_max: float = 10.0,
-        damping_metric: ArrayLike | None = None,
-        solver: Literal["auto", "cg", "direct", "kronecker", "dense", "sample"] = "auto",
-        cg_atol: float = 0.0,
+        step_scale: Literal["fisher", "damped"] | float = "fisher",
         kl_reduction: Literal["sum", "mean"] = "sum",
         kl_direction: Literal["old_new", "new_old"] = "old_new",
-        step_size: float | None = None,
         log_std_min: float | None = None,
-        subsample_every: int = 6,
-        subsample_iterations: int = 4,
     ) -> None: ...
     @property
     def state(self) -> Doubles: ...

@@ -245,7 +245,8 @@ def _plot(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     from natgrad import bench
 
-    known = bench.PIECES if arguments.what == "pieces" else _peers().PEERS
+    comparison = bench.peers() if arguments.what == "peers" else None
+    known = bench.PIECES if comparison is None else comparison.PEERS
     given = {"shape": bench.SHAPES, "piece": known, "peer": known}
     for option, other in (("piece", "peers"), ("dtype", "peers"), ("peer", "pieces")):
         if getattr(arguments, option) is not None and arguments.what == other:
@@ -263,8 +264,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     }
     if arguments.seconds is not None:
         keywords["seconds"] = arguments.seconds
-    if arguments.what == "peers":
-        _peers().bench_peers(shapes, arguments.peer or list(known), **keywords)
+    if comparison is not None:
+        comparison.bench_peers(shapes, arguments.peer or list(known), **keywords)
     else:
         dtype: Any = arguments.dtype or "float32"
         bench.bench(shapes, arguments.piece or list(known), dtype=dtype, **keywords)
@@ -280,12 +281,6 @@ def _gallery(arguments: argparse.Namespace) -> int:
         return 0
     print(gallery.write(arguments.names, arguments.output, progress=arguments.progress))
     return 0
-
-
-def _peers() -> Any:
-    from natgrad import peers
-
-    return peers
 
 
 def _loaded(path: str) -> "Agent":
@@ -408,8 +403,8 @@ def _parser() -> argparse.ArgumentParser:
         _bench,
         "measure the speed of this machine's natgrad",
         "Times every piece of the core on problems of several shapes, as GFLOP/s and fraction of "
-        "the measured peak. `natgrad bench peers` times whole updates against other libraries, in "
-        "turn. Answers are checked before they are timed.",
+        "the measured peak. `natgrad bench peers`, in a checkout of the repository, times whole "
+        "updates against other libraries, in turn. Answers are checked before they are timed.",
     )
     bench.add_argument("what", nargs="?", choices=("pieces", "peers"), default="pieces")
     bench.add_argument("--shape", nargs="+", metavar="NAME",

@@ -6,7 +6,8 @@
 #include <new>
 
 #include "natgrad/base/parallel.hpp"
-#include "natgrad/update/natural_gradient.hpp"
+#include "natgrad/update/policy_gradient_update.hpp"
+#include "natgrad/update/trust_region_update.hpp"
 #include "natgrad/update/value_fit.hpp"
 
 static std::atomic<long> allocations{0};
@@ -83,10 +84,10 @@ void check(const char* dtype, const char* name, Distribution distribution, Index
 
   expect_no_allocation(label("sample"),
                        [&] { policy.sample(batch, &rng, taken, log_probs.data()); });
-  TrustRegionUpdate<T> update(options);
+  TrustRegionUpdate update(options);
   expect_no_allocation(label("trust region update"),
                        [&] { update(policy, Batch<T>{batch, taken, advantages.data(), nullptr}); });
-  PolicyGradientUpdate<T> gradient(PolicyGradientOptions{});
+  PolicyGradientUpdate gradient;
   expect_no_allocation(label("policy gradient"), [&] {
     gradient(policy, Batch<T>{batch, taken, advantages.data(), nullptr});
   });
@@ -109,29 +110,27 @@ void check(const char* dtype, const char* name, Distribution distribution, Index
 int main() {
   set_num_threads(3);
   TrustRegionOptions part;
-  part.curvature_fraction = 0.3;
-  part.fisher = FisherKind::empirical;
+  part.problem.curvature_fraction = 0.3;
+  part.problem.fisher = FisherKind::empirical;
   TrustRegionOptions closed_form;
   closed_form.line_search.reset();
-  closed_form.normalize_advantages = true;
+  closed_form.problem.normalize_advantages = true;
   TrustRegionOptions kfac;
-  kfac.preconditioner = PreconditionerKind::kfac;
-  TrustRegionOptions automatic = kfac;
-  automatic.preconditioner = PreconditionerKind::automatic;
-  automatic.kfac.refresh = 2;
-  automatic.kfac.decay = 0.5;
-  automatic.cg_last_residual = false;
+  kfac.direction.preconditioner = KfacOptions{};
+  TrustRegionOptions automatic;
+  automatic.direction.preconditioner = AutomaticPreconditioner{};
+  automatic.direction.cg.last_residual = false;
   TrustRegionOptions subsample;
-  subsample.preconditioner = PreconditionerKind::subsample;
-  subsample.kfac.refresh = 2;
-  // 33 (5 + 1) + 16 (33 + 1) + 2 (16 + 1) + 2 parameters
+  subsample.direction.preconditioner = Subsample{};
   TrustRegionOptions adaptive;
-  adaptive.damping_mode = DampingMode::adaptive;
-  adaptive.damping_metric.assign(778, 0.5);
-  adaptive.warm_start = true;
-  adaptive.cg_progress_tolerance = 1e-3;
+  // 33 (5 + 1) + 16 (33 + 1) + 2 (16 + 1) + 2 parameters
+  AdaptiveDamping with_metric;
+  with_metric.metric.assign(778, 0.5);
+  adaptive.direction.damping = with_metric;
+  adaptive.direction.cg.warm_start = true;
+  adaptive.direction.cg.stop = Progress{1e-3, 3};
   TrustRegionOptions by_trace;
-  by_trace.damping_mode = DampingMode::trace;
+  by_trace.direction.damping = TraceDamping{};
   check<float>("float", "Gaussian", DiagonalGaussian{3, false}, 0, {});
   check<float>("float", "Gaussian, K-FAC", DiagonalGaussian{3, false}, 0, kfac);
   check<float>("float", "Gaussian, automatic K-FAC", DiagonalGaussian{3, false}, 0, automatic);
@@ -148,14 +147,14 @@ int main() {
   check<float>("float", "categoricals, damped by trace", Categoricals({3, 2}, false), 0, by_trace);
   check<float>("float", "two actions", Categoricals({2}, true), 0, {}, {64, 64});
   TrustRegionOptions direct;
-  direct.solver = Solver::dense;
+  direct.direction.solver = Solver::dense;
   check<float>("float", "dense", Categoricals({3, 2}, false), 0, direct, {9});
-  direct.damping = 0;
+  direct.direction.damping = FixedDamping{0, {}};
   check<double>("double", "dense, by eigenvalues", Bernoulli{2}, 0, direct, {5});
-  direct.damping = 0.1;
-  direct.solver = Solver::sample;
+  direct.direction.damping = FixedDamping{};
+  direct.direction.solver = Solver::sample;
   check<double>("double", "samples", DiagonalGaussian{2, false}, 0, direct);
-  direct.fisher = FisherKind::empirical;
+  direct.problem.fisher = FisherKind::empirical;
   check<float>("float", "samples, empirical", DiagonalGaussian{2, false}, 0, direct);
   return failures == 0 ? 0 : 1;
 }

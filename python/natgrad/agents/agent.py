@@ -697,30 +697,37 @@ ALGORITHMS = {cls.algorithm: cls for cls in (TRPO, NPG, REINFORCE)}
 
 
 def _trust_region_update(config: NPGConfig, line_search: _core.LineSearch | None) -> Update:
+    damping: Any = config.damping
+    if config.damping_mode == "trace":
+        damping = _core.TraceDamping(config.damping)
+    elif config.damping_mode == "adaptive":
+        damping = _core.AdaptiveDamping(config.damping, config.damping_min, config.damping_max)
+    solver: Any = config.solver
+    if config.solver != "direct":
+        tolerance = config.cg_progress_tolerance
+        solver = _core.ConjugateGradient(
+            config.cg_iterations,
+            config.cg_rtol,
+            stop=_core.Progress(tolerance, config.cg_progress_window) if tolerance else None,
+            warm_start=config.warm_start,
+            last_residual=config.cg_last_residual,
+            or_direct=config.solver == "auto",
+        )
+    preconditioner: Any = config.preconditioner
+    if preconditioner == "kfac":
+        preconditioner = _core.KFac(config.kfac_every)
+    elif preconditioner == "subsample":
+        preconditioner = _core.Subsample(config.subsample_every, config.subsample_iterations)
     return _core.TrustRegionUpdate(
         max_kl=config.max_kl,
-        damping=config.damping,
-        damping_mode=config.damping_mode,
-        damping_min=config.damping_min,
-        damping_max=config.damping_max,
+        damping=damping,
         cg_iterations=config.cg_iterations,
-        cg_rtol=config.cg_rtol,
-        cg_progress_tolerance=config.cg_progress_tolerance,
-        cg_progress_window=config.cg_progress_window,
-        warm_start=config.warm_start,
-        solver=config.solver,
+        solver=solver,
+        preconditioner=preconditioner,
         line_search=line_search,
         normalize_advantages=True,
         fisher=config.fisher,
         curvature_fraction=config.curvature_fraction,
-        preconditioner=config.preconditioner,
-        kfac_every=config.kfac_every,
-        kfac_refresh=config.kfac_refresh,
-        kfac_decay=config.kfac_decay,
-        cg_last_residual=config.cg_last_residual,
-        subsample_every=config.subsample_every,
-        subsample_iterations=config.subsample_iterations,
-        nystrom_rank=config.nystrom_rank,
         log_std_min=config.log_std_min,
     )
 

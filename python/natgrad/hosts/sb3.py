@@ -93,12 +93,14 @@ class TRPO(sb3_contrib.TRPO):
         return {
             "max_kl": self.target_kl,
             "damping": self.cg_damping,
-            "cg_iterations": self.cg_max_steps,
-            "cg_rtol": 1e-10 if own else 0.0,
-            "cg_atol": 0.0 if own else 1e-5,
             "line_search": search if self._line_search else None,
-            "damped_step": not own,
-            "solver": "auto" if own else "cg",
+            "step_scale": "fisher" if own else "damped",
+            "solver": _core.ConjugateGradient(
+                self.cg_max_steps,
+                rtol=1e-10 if own else 0.0,
+                atol=0.0 if own else 1e-5,
+                or_direct=own,
+            ),
             "kl_reduction": self.kl_reduction or ("mean" if averaged else "sum"),
             "kl_direction": self.kl_direction or ("old_new" if own else "new_old"),
         }

@@ -59,11 +59,8 @@ class NPG(host.NPG):
         """Settings of `natgrad.TrustRegionUpdate`."""
         return {
             "damping": self._damping,
-            "cg_iterations": 10,
-            "cg_rtol": 0.0,
-            "cg_atol": 1e-5,
-            "solver": "cg",
-            "step_size": self.trust_region_size,
+            "solver": _core.ConjugateGradient(10, rtol=0.0, atol=1e-5),
+            "step_scale": self.trust_region_size,
             "line_search": None,
         }
 
@@ -213,8 +210,7 @@ class TRPO(NPG, host.TRPO):
         return {
             **super()._update_options(),
             "max_kl": self.max_kl,
-            "damped_step": True,
-            "step_size": None,
+            "step_scale": "damped",
             "line_search": _core.LineSearch(self.backtrack_coeff, self.max_backtracks),
         }
 

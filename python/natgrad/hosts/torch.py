@@ -601,8 +601,11 @@ class PolicyUpdater:
             twin = self._provide_twin(source, observations, forward, parameters)
         except UnreadableError as reason:
             self.path = f"Fisher products by torch: {reason}"
-        # Nobody asks for the last residual; torch's products cannot be had by half.
-        options = {**options, "cg_last_residual": twin is None}
+        # The residual after the last product is not reported, so the core makes only that half of
+        # the product which the step needs. A product by torch has no such half.
+        solver = options.get("solver", _core.ConjugateGradient(or_direct=True))
+        if isinstance(solver, _core.ConjugateGradient):
+            options = {**options, "solver": solver.replace(last_residual=twin is None)}
         if repr(options) != self._options:
             self._update, self._options = _core.TrustRegionUpdate(**options), repr(options)
         if twin is None:
