@@ -413,7 +413,7 @@ bool DirectSolver<T>::solve_sample(Linearization<T>* network, const double* free
 // --- what they cost ------------------------------------------------------------------------------
 
 namespace {
-// Fitted to the tables that `benchmarks/solver_choice.py` prints, on a Zen 5 with AVX-512, in
+// Fitted to the tables that `benchmarks/solvers/solver_choice.py` prints, on a Zen 5 with AVX-512, in
 // multiply-adds of a layer's matrix product of the same type.
 constexpr double kCholesky = 2.2;  // one in double, in those of float32
 constexpr double kEigen = 150;     // of P^3, to take a matrix apart

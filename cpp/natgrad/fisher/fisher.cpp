@@ -11,7 +11,7 @@ using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::Ro
 // Rows whose Khatri-Rao products are formed at once for a dense matrix.
 constexpr Index kChunkRows = 256;
 
-// The cost model, fitted to `benchmarks/solver_choice.py`: multiply-adds of the kernels that take
+// The cost model, fitted to `benchmarks/solvers/solver_choice.py`: multiply-adds of the kernels that take
 // in float32 as long as a value of a softmax's root (eq. 6); half as many in double.
 constexpr double kSoftmaxRoot = 320;
 

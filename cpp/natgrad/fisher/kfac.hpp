@@ -39,7 +39,7 @@ class KroneckerFactors : public Preconditioner {
   bool factorize(double damping);
 
   // Time of averaging, factorising and applying so often, in multiply-adds of the kernels: a cost model
-  // fitted to `benchmarks/time_to_accuracy.py`.
+  // fitted to `benchmarks/solvers/time_to_accuracy.py`.
   static double cost(const Fisher<T>& fisher, const KfacOptions& options, int applications);
 
   // What is kept: calls since the last average, sizes, and the factors. Empty if nothing is. The

@@ -6,7 +6,7 @@
 namespace natgrad {
 namespace {
 
-// The cost model, in multiply-adds of the kernels, fitted to `benchmarks/solver_choice.py`: a call; of
+// The cost model, in multiply-adds of the kernels, fitted to `benchmarks/solvers/solver_choice.py`: a call; of
 // an output, itself, an element of its factor, a multiply-add; of a product with G, itself, a
 // multiply-add, a parameter in the vectors of the solver; an eigenvalue solver's n^3.
 constexpr double kSolve = 10000, kOutput = 32000, kElement = 150, kCholesky = 0.37;

@@ -629,7 +629,7 @@ void Linearization<T>::reduce(double* gradient) {
 
 namespace {
 // The cost model: time of one row of a batch, in multiply-adds of a matrix product. Fitted to the
-// table that `benchmarks/adjoint_cache.py` prints, on a Zen 5 with AVX-512 and float32.
+// table that `benchmarks/solvers/adjoint_cache.py` prints, on a Zen 5 with AVX-512 and float32.
 constexpr double kPass = 1240, kPassLayer = 240;  // of a product by passes, of each layer in it,
 constexpr double kLinearPass = 670;               // and where nothing is pulled back
 constexpr double kSweep = 1550;                   // of a product by adjoints,
@@ -638,7 +638,7 @@ constexpr double kShort = 1.03;      // its matrix products are shorter, and so 
 constexpr double kTouch = 7.4;       // to read a number of the cache twice,
 constexpr double kTouchMemory = 22;  // and where it and the activations are more than this
 constexpr double kCacheBytes = 10 << 20;
-// What matters in small batches, fitted to `benchmarks/solver_choice.py`: time of a product, whatever
+// What matters in small batches, fitted to `benchmarks/solvers/solver_choice.py`: time of a product, whatever
 // its size; of packing and summing a parameter; of a row, and of a column kept for it.
 constexpr double kProduct = 37500, kParameter = 260, kRow = 430, kKeptColumn = 3500;
 // Of them all, what is not matrix products takes as long in either type: as half as many in double.
