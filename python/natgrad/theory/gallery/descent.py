@@ -343,8 +343,8 @@ PICTURES = (
         title="Maximum likelihood with one step size",
         source="the paper, Figure 2",
         shows=(
-            "Both begin with a jump at μ = 0, σ = 1, where the gradient is largest. Gradient descent "
-            "is thrown up to a large σ; from there its points are so close that they look like a "
+            "Both begin with a jump at μ = 0, σ = 1, where the gradient is largest. Gradient "
+            "descent is thrown up to a large σ; from there its points are so close that they look like a "
             "line, and after 1000 iterations it has not arrived. The natural gradient's "
             "first step is shorter, and it arrives within 200."
         ),
@@ -386,9 +386,9 @@ PICTURES = (
         source="the paper, Algorithm 1",
         shows=(
             "With a constant ε every step has the Fisher length √(2ε) (dotted), so that the "
-            "iterates end by jumping back and forth at about that distance, or half of it, from the "
-            "optimum. `minimize` recognises the cycle and stops. With a decaying length the iterates "
-            "keep approaching, and a line search converges."
+            "iterates end by jumping back and forth at about that distance, or half of it, from "
+            "the optimum. `minimize` recognises the cycle and stops. With a decaying length the "
+            "iterates keep approaching, and a line search converges."
         ),
         settings=(
             "The mean loss of Figure 2's data and its exact Fisher metric, from (0, 1); 1000 "
