@@ -483,9 +483,9 @@ PICTURES = (
             "The surrogate touches the return with its slope; the bound by the largest divergence "
             "touches and lies below, so that its maximiser returns more, and the next bound "
             "starts there. No update lowers the return, as the theory promises. But it is far too "
-            "careful: on the scale of the return's curvature the bound is a needle. Natural steps in "
-            "a trust region reach a return of 17 some twenty times earlier, without any promise. "
-            "The bound by the mean total variation allows a longer step, but not much."
+            "careful: on the scale of the return's curvature the bound is a needle. Natural steps "
+            "in a trust region reach a return of 17 some twenty times earlier, without any "
+            "promise. The bound by the mean total variation allows a step that is not much longer."
         ),
         settings=(
             "The two states with a discount of 0.9, from the uniform policy, towards the maximiser "

@@ -344,8 +344,8 @@ PICTURES = (
         source="the paper, Figure 2",
         shows=(
             "Both begin with a jump at μ = 0, σ = 1, where the gradient is largest. Gradient "
-            "descent is thrown up to a large σ; from there its points are so close that they look like a "
-            "line, and after 1000 iterations it has not arrived. The natural gradient's "
+            "descent is thrown up to a large σ; from there its points are so close that they look "
+            "like a line, and after 1000 iterations it has not arrived. The natural gradient's "
             "first step is shorter, and it arrives within 200."
         ),
         settings=(
