@@ -118,10 +118,10 @@ UpdateReport run_update(PyUpdate<Update>& self, const PyPolicy& policy, py::hand
     const py::object given = batch.attr("log_probs");
     Array<double> log_probs;
     if (!given.is_none()) log_probs = vector_of<double>(given, "log_probs", rows);
-    const Batch<T> view{observations.view(),
-                        {actions.data(), rows, width, width},
-                        advantages.data(),
-                        given.is_none() ? nullptr : log_probs.data()};
+    const Batch<T> view{.observations = observations.view(),
+                        .actions = {actions.data(), rows, width, width},
+                        .advantages = span_of(advantages),
+                        .log_probs = span_of(log_probs)};
     return self.run([&](Update& update) {
       require_fit(update.options(), model.parameter_count());
       return update(model, view);

@@ -17,6 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 import natgrad
+from natgrad.agents import checkpoint
 from natgrad.rollouts.environments import Purpose, derive_seed
 
 TESTS = Path(__file__).parent
@@ -226,6 +227,9 @@ gymnasium.register("Painted-v0", Painted)
 gymnasium.register("Textual-v0", Textual)
 
 
+Discrete = functools.partial(Random, discrete=True)
+
+
 # Comparing -------------------------------------------------------------------------------------
 
 
@@ -243,9 +247,14 @@ def write_checkpoint(path, metadata, arrays, extra=None):
         np.savez(file, metadata=encoded, **arrays, **(extra or {}))
 
 
+def with_checksum(metadata, arrays):
+    """Metadata as `checkpoint.write` would have written it, had somebody meant it."""
+    return {**metadata, "sha256": checkpoint._digest(metadata, arrays)}
+
+
 def contents(agent_or_path):
     """All that makes two agents equal, in comparable types: everything but the time of day."""
-    if not isinstance(agent_or_path, natgrad.Agent):
+    if not isinstance(agent_or_path, natgrad.agents.Agent):
         metadata, arrays = read_checkpoint(agent_or_path)
     else:
         with tempfile.TemporaryDirectory() as folder:
@@ -261,6 +270,13 @@ def contents(agent_or_path):
 def parameters(agent):
     """The bits of everything that has been learned."""
     return agent.policy.parameters.tobytes() + agent.critic.parameters.tobytes()
+
+
+def history(agent, steps, **keywords):
+    """Learns; returns the numbers of every update."""
+    logs = []
+    agent.learn(steps, callback=lambda _, log: logs.append(log.copy()), **keywords)
+    return logs
 
 
 def copy(agent, folder, env=None):

@@ -1,6 +1,7 @@
 """Includes and imports point down, never up: the tables below are the architecture."""
 
 import ast
+import importlib
 import os
 import re
 import statistics
@@ -21,22 +22,25 @@ CPP_LAYERS = {
     "model": {"base", "kernels"},
     "fisher": {"base", "kernels", "solvers", "model"},
     "update": {"base", "kernels", "solvers", "model", "fisher"},
+    "face": {"base", "kernels", "solvers", "model", "fisher", "update"},  # natgrad.hpp
 }
 
-# What a package or module of natgrad may import besides itself.
-MODEL = {"_core", "batch", "policy", "spaces"}
+# What a package or module of natgrad may import besides itself. Packages fetch their names with
+# _lazy when they are asked for them.
+MODEL = {"_core", "_lazy", "batch", "policy", "spaces"}
 PYTHON_LAYERS = {
+    "_lazy": set(),
     "batch": {"_core"},
     "spaces": {"_core"},
+    "solvers": {"_core"},
     "policy": {"_core", "spaces"},
     "hosts": MODEL,
     "theory": MODEL,
-    "rollouts": {*MODEL, "theory"},
+    "rollouts": MODEL,
     "agents": {*MODEL, "rollouts"},
     "bench": MODEL,
-    "peers": {*MODEL, "bench"},
-    "__init__": {*MODEL, "theory", "rollouts", "agents"},
-    "cli": {"__init__", *MODEL, "theory", "rollouts", "agents", "bench", "peers"},
+    "__init__": {*MODEL, "solvers", "theory", "hosts", "rollouts", "agents"},
+    "cli": {"__init__", *MODEL, "theory", "rollouts", "agents", "bench"},
     # short names of modules in the packages
     **{name: {"hosts"} for name in ("torch", "sb3", "tianshou", "tianshou_highlevel")},
     "mdp": {"theory"},
@@ -119,7 +123,9 @@ def test_the_numerics_know_nothing_of_python():
 
 def test_kernels_hold_raw_pointers_only():
     """They are compiled once per instruction set, and inline templates would merge across those."""
-    allowed = re.compile(r"natgrad/kernels/|c(std|math|float)\w*$|std(int|def)\.h$|\w*intrin\.h$")
+    allowed = re.compile(
+        r"natgrad/(kernels/|base/index\.hpp$)|c(std|math|float)\w*$|std(int|def)\.h$|\w*intrin\.h$"
+    )
     for path in (ROOT / "cpp" / "natgrad" / "kernels").iterdir():
         if path.stem == "dispatch":  # compiled once, for the baseline
             continue
@@ -178,6 +184,36 @@ def test_no_imports_run_in_a_circle():
         name = ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
         graph[name] = imported_modules(path) - {name}
     assert not cycle(graph)
+
+
+FACES = ("", ".agents", ".rollouts", ".solvers", ".theory")
+
+
+@pytest.mark.parametrize("package", FACES)
+def test_every_name_of_a_face_can_be_imported_and_is_listed(package):
+    module = importlib.import_module(f"natgrad{package}")
+    names = [name for name in dir(module) if not name.startswith("_")]
+    assert len(names) > 5
+    for name in names:
+        assert getattr(module, name) is not None
+    star = {}
+    exec(f"from natgrad{package} import *", star)
+    assert star.keys() <= {*names, "__builtins__"}
+    with pytest.raises(AttributeError, match=f"natgrad{package}' has no attribute 'nothing'"):
+        module.nothing  # noqa: B018
+
+
+def test_training_imports_small_worlds_only_when_it_is_asked_for_one():
+    program = (
+        "import sys, natgrad; natgrad.TRPO('CartPole-v1', batch_size=64).learn(64);"
+        "before = [m for m in sys.modules if 'theory' in m];"
+        "natgrad.TRPO('natgrad/TwoState-v0', batch_size=64).learn(64);"
+        "print(before, 'natgrad.theory.worlds' in sys.modules)"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout
+    assert printed == "[] True\n"
 
 
 def test_importing_natgrad_is_quick_and_brings_no_heavy_package():

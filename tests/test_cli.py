@@ -1,7 +1,6 @@
 """The command line: what it prints, writes and returns, and one line for whatever is wrong."""
 
 import dataclasses
-import json
 import os
 import re
 import signal
@@ -14,7 +13,7 @@ from environments import Painted, contents, kill, popen, read_checkpoint, run
 
 import natgrad
 from natgrad import cli
-from natgrad.agents import runs
+from natgrad.agents import runs, values
 from natgrad.agents.plot import learning_curve
 
 COMMANDS = ("train", "eval", "enjoy", "plot", "bench", "gallery")
@@ -85,27 +84,31 @@ def test_a_policy_within_bounds_is_trained_and_evaluated(tmp_path, capsys, distr
 
 
 def option_texts():
-    """Every option with a value other than its default, as text."""
-    values = {
-        bool: "--no-{}",
-        int: "3",
-        float: "0.5",
-        tuple: "5,4",
-        dict: '{"max_episode_steps": 9}',
+    """Every option with a value other than its default, as text, and what config.json says then."""
+    texts = {
+        int: ("3", 3),
+        float: ("0.5", 0.5),
+        tuple: ("5,4", [5, 4]),
+        dict: ('{"max_episode_steps": 9}', {"max_episode_steps": 9}),
+        natgrad.LineSearch: ("LineSearch(0.5)", values.text_of(natgrad.LineSearch(0.5))),
     }
     for config in cli.CONFIGS.values():
         for field in dataclasses.fields(config):
             default = getattr(config(), field.name)
-            flag = field.name.replace("_", "-")
+            flag = f"--{field.name.replace('_', '-')}"
             if isinstance(default, bool):
-                yield config, field.name, (values[bool].format(flag),), False
+                yield config, field.name, (flag.replace("--", "--no-"),), False
             elif isinstance(default, str):
-                choice = re.search(r"Literal\[(.*)\]", str(field.type)).group(1).split(", ")[-1]
-                yield config, field.name, (f"--{flag}", choice.strip("'\"")), choice.strip("'\"")
+                choice = re.search(r"Literal\[[^\]]*'(\w+)'\]", str(field.type))[1]
+                yield config, field.name, (flag, choice), choice
             else:
-                text = values[type(default)]
-                value = json.loads(f"[{text}]" if isinstance(default, tuple) else text)
-                yield config, field.name, (f"--{flag}", text), value
+                text, value = texts[type(default)]
+                yield config, field.name, (flag, text), value
+    for name, text in (
+        ("damping", "AdaptiveDamping(initial=0.2, low=0.001, high=10.0, metric=None)"),
+        ("preconditioner", "KFac(every=5, all_columns=False)"),
+    ):
+        yield natgrad.agents.NPGConfig, name, (f"--{name}", text), text
 
 
 @pytest.mark.parametrize(
@@ -117,9 +120,8 @@ def test_every_option_reaches_the_agent(config, name, arguments, value):
     parsed = vars(cli._parser().parse_args(["train", "CartPole-v1", *arguments]))
     given = {key: parsed[key] for key in parsed if key in config.__dataclass_fields__}
     assert list(given) == [name]
-    if name == "line_search_max_backtracks" or value != getattr(config(), name):
-        built = config.from_options(given)
-        assert built.to_json()[name] == value
+    assert value != config().to_json()[name]
+    assert config.from_options(given).to_json()[name] == value
 
 
 def test_options_that_are_not_given_are_those_of_the_class():
@@ -134,7 +136,7 @@ def test_a_linear_policy_can_be_asked_for(tmp_path, capsys):
         capsys, "train", "CartPole-v1", *SHORT, "--hidden", "none", "--run-dir", folder
     )
     assert code == 0
-    assert natgrad.Agent.load(folder).policy.hidden == ()
+    assert natgrad.agents.Agent.load(folder).policy.hidden == ()
 
 
 def test_training_stops_at_the_target_return(tmp_path, capsys):
@@ -156,7 +158,7 @@ def test_a_finished_run_can_be_made_longer(tmp_path, capsys):
     assert "| 512 steps | 0.0 s, 0 steps/s" in output
     assert main(capsys, "train", "--resume", short, "--steps", 1024)[0] == 0
     assert main(capsys, "train", "CartPole-v1", *SHORT, "--steps", 1024, "--run-dir", whole)[0] == 0
-    assert contents(natgrad.Agent.load(short)) == contents(natgrad.Agent.load(whole))
+    assert contents(natgrad.agents.Agent.load(short)) == contents(natgrad.agents.Agent.load(whole))
     assert runs.read_config(short) == runs.read_config(whole)
 
 
@@ -227,7 +229,7 @@ def test_an_environment_that_fails_is_one_line_and_the_run_can_go_on(tmp_path):
         r"OSError: no signal; to go on: natgrad train --resume .*run\n",
         errors,
     )
-    assert natgrad.Agent.load(tmp_path / "run", Painted).num_updates == 0
+    assert natgrad.agents.Agent.load(tmp_path / "run", Painted).num_updates == 0
 
 
 # eval, enjoy, plot -----------------------------------------------------------------------------
@@ -247,7 +249,7 @@ def test_evaluation_takes_a_folder_or_a_file_and_a_seed(trained, capsys):
         outputs.append(output)
     assert outputs[0] == outputs[1]
     assert len(set(outputs)) == 3
-    result = natgrad.evaluate(natgrad.Agent.load(trained), episodes=5)
+    result = natgrad.evaluate(natgrad.agents.Agent.load(trained), episodes=5)
     assert outputs[0].startswith(f"return {result}")
     code, output, _ = main(capsys, "eval", trained)
     assert "over 100 episodes" in output
@@ -366,9 +368,13 @@ def test_the_help_of_train_explains_every_option_with_its_default(capsys, monkey
             shown = cli._shown(field)
             if field.name == "max_kl":
                 shown = "0.03 for trpo, 0.01 for npg"
-            assert f"{field.metadata['help']} (default: {shown})" in text, flag
-    for group in ("line search (trpo only)", "trust region (trpo, npg only)"):
+            words = re.escape(field.metadata["help"])
+            assert re.search(rf"{words} \(([^;]*; )?default: {re.escape(shown)}", text), flag
+    for group in ("policy gradient (reinforce only)", "trust region (trpo, npg only)"):
         assert group in text
+    assert "(a number >= 0, FixedDamping(...), TraceDamping(...) or AdaptiveDamping(...)" in text
+    for cls in values.CLASSES:
+        assert f"{cls}(...)" in text or f"{cls}(" in text.partition("A VALUE is")[2]
 
 
 # Bad input -------------------------------------------------------------------------------------
@@ -378,6 +384,22 @@ BAD = {
     "no environment": ("train", "train needs an environment"),
     "no such module": ("train nothing:CartPole-v1", "gymnasium cannot make 'nothing:CartPole"),
     "value out of range": ("train CartPole-v1 --gamma 2", "gamma is 2.0; wanted a number >= 0"),
+    "unknown value": (
+        "train CartPole-v1 --damping Adaptive(0.1)",
+        "known are FixedDamping, TraceDamping, AdaptiveDamping",
+    ),
+    "unknown argument of a value": (
+        "train CartPole-v1 --line-search LineSearch(factor=0.5)",
+        "has other arguments than LineSearch(shrink=0.8, max_backtracks=10, accept_ratio=0.0)",
+    ),
+    "argument of a value out of range": (
+        "train CartPole-v1 --damping AdaptiveDamping(low=-1)",
+        "AdaptiveDamping: low: want float > 0",
+    ),
+    "value of another option": (
+        "train CartPole-v1 --damping KFac(2)",
+        "damping is KFac(every=2, all_columns=False); wanted a number >= 0, FixedDamping(...)",
+    ),
     "batch too small": ("train CartPole-v1 --n-envs 9 --batch-size 4", "batch_size is 4; wanted"),
     "option of another algorithm": (
         "train CartPole-v1 --algo reinforce --max-kl 0.1",
@@ -415,13 +437,13 @@ BAD_SYNTAX = {
     "unknown choice": ("train CartPole-v1 --critic sgd", "invalid choice: 'sgd'"),
     "unknown algorithm": ("train CartPole-v1 --algo ppo", "invalid choice: 'ppo'"),
     "text for a number": ("train CartPole-v1 --gamma high", "invalid float value: 'high'"),
-    "half a step": ("train CartPole-v1 --steps 0.5", "'0.5' is no integer of at least 1"),
-    "no steps": ("train CartPole-v1 --steps 0", "'0' is no integer of at least 1"),
-    "endless steps": ("train CartPole-v1 --steps inf", "'inf' is no integer of at least 1"),
-    "bad layers": ("train CartPole-v1 --hidden 64x64", "integers with commas between"),
-    "bad JSON": ("train CartPole-v1 --env-options [1]", "is no JSON object"),
+    "half a step": ("train CartPole-v1 --steps 0.5", "'0.5' is not an integer >= 1"),
+    "no steps": ("train CartPole-v1 --steps 0", "'0' is not an integer >= 1"),
+    "endless steps": ("train CartPole-v1 --steps inf", "'inf' is not an integer >= 1"),
+    "bad layers": ("train CartPole-v1 --hidden 64x64", "integers separated by commas"),
+    "bad JSON": ("train CartPole-v1 --env-options [1]", "is not a JSON object"),
     "no run": ("eval", "required: RUN"),
-    "no episodes": ("eval {run} --episodes 0", "'0' is no integer of at least 1"),
+    "no episodes": ("eval {run} --episodes 0", "'0' is not an integer >= 1"),
 }
 
 

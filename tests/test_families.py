@@ -9,24 +9,30 @@ from scipy import linalg, stats
 
 import natgrad
 from natgrad.theory import families
-from natgrad.theory.families import Bernoulli, Beta, Categorical, Gaussian, NegativeLogLikelihood
+from natgrad.theory.families import (
+    BernoulliFamily,
+    BetaFamily,
+    CategoricalFamily,
+    GaussianFamily,
+    NegativeLogLikelihood,
+)
 
 FAMILIES = {  # each with coordinates, and others not far from them
-    "gaussian-sigma": (Gaussian(), [1.0, 0.7], [1.2, 0.9]),
-    "gaussian-log-sigma": (Gaussian(log_diagonal=True), [1.0, -0.4], [0.8, -0.2]),
+    "gaussian-sigma": (GaussianFamily(), [1.0, 0.7], [1.2, 0.9]),
+    "gaussian-log-sigma": (GaussianFamily(log_diagonal=True), [1.0, -0.4], [0.8, -0.2]),
     "gaussian-cholesky": (
-        Gaussian(3),
+        GaussianFamily(3),
         [0.5, -1.0, 2.0, 1.2, -0.4, 0.8, 0.3, 0.5, 0.6],
         [0.4, -1.2, 2.1, 1.0, -0.3, 0.9, 0.2, 0.7, 0.5],
     ),
     "gaussian-log-cholesky": (
-        Gaussian(2, log_diagonal=True),
+        GaussianFamily(2, log_diagonal=True),
         [0.5, -1.0, 0.3, -0.4, -0.2],
         [0.2, -1.1, 0.4, -0.1, -0.1],
     ),
-    "categorical": (Categorical(4), [0.3, -1.2, 1.0, -0.5], [0.0, -1.0, 0.7, -0.6]),
-    "bernoulli": (Bernoulli(3), [0.7, -2.0, 0.1], [0.5, -1.5, 0.4]),
-    "beta": (Beta(), [2.0, 0.7], [1.6, 0.9]),
+    "categorical": (CategoricalFamily(4), [0.3, -1.2, 1.0, -0.5], [0.0, -1.0, 0.7, -0.6]),
+    "bernoulli": (BernoulliFamily(3), [0.7, -2.0, 0.1], [0.5, -1.5, 0.4]),
+    "beta": (BetaFamily(), [2.0, 0.7], [1.6, 0.9]),
 }
 each = pytest.mark.parametrize(
     ("family", "theta", "other"),
@@ -137,24 +143,26 @@ def test_log_densities_are_scipys():
         family.log_prob(theta, x), stats.multivariate_normal(mu, L @ L.T).logpdf(x), rtol=1e-12
     )
     u = rng.uniform(size=50)
-    np.testing.assert_allclose(Beta().log_prob([2.0, 0.7], u), stats.beta(2, 0.7).logpdf(u))
+    np.testing.assert_allclose(BetaFamily().log_prob([2.0, 0.7], u), stats.beta(2, 0.7).logpdf(u))
     np.testing.assert_allclose(
-        Gaussian().log_prob([1, 2], x[:, 0]), stats.norm(1, 2).logpdf(x[:, 0]), rtol=1e-12
+        GaussianFamily().log_prob([1, 2], x[:, 0]), stats.norm(1, 2).logpdf(x[:, 0]), rtol=1e-12
     )
 
 
 def test_beta_samples_pass_a_kolmogorov_smirnov_test():
-    x = Beta().sample([2.0, 0.7], 20_000, natgrad.Rng(0))
+    x = BetaFamily().sample([2.0, 0.7], 20_000, natgrad.Rng(0))
     assert stats.kstest(x, stats.beta(2.0, 0.7).cdf).pvalue > 1e-3
-    tiny = Beta().sample([1e-3, 1e-3], 1000, natgrad.Rng(0))  # most of them would round to 0 or 1
-    assert np.isfinite(Beta().score([1e-3, 1e-3], tiny)).all()
+    tiny = BetaFamily().sample(
+        [1e-3, 1e-3], 1000, natgrad.Rng(0)
+    )  # most of them would round to 0 or 1
+    assert np.isfinite(BetaFamily().score([1e-3, 1e-3], tiny)).all()
 
 
 def test_one_class_of_gaussians_has_three_charts():
     """(mu, sigma), (mu, log sigma) and a Cholesky factor in one dimension are one family."""
     sigma = 0.7
-    np.testing.assert_allclose(Gaussian().fisher([1, sigma]), np.diag([1, 2]) / sigma**2)
-    log = Gaussian(log_diagonal=True)
+    np.testing.assert_allclose(GaussianFamily().fisher([1, sigma]), np.diag([1, 2]) / sigma**2)
+    log = GaussianFamily(log_diagonal=True)
     np.testing.assert_allclose(log.fisher([1, np.log(sigma)]), np.diag([1 / sigma**2, 2]))
     core = natgrad.DiagonalGaussian(1, state_dependent_std=True)
     np.testing.assert_allclose(
@@ -177,7 +185,7 @@ def test_the_wasserstein_distance_is_that_of_its_closed_form():
     cross = np.trace(linalg.sqrtm(root @ new_S @ root)).real
     want = ((mu - new_mu) ** 2).sum() + np.trace(S) + np.trace(new_S) - 2 * cross
     assert family.wasserstein(theta, other) == pytest.approx(np.sqrt(want), rel=1e-7)
-    assert Gaussian().wasserstein([0, 1], [3, 5]) == pytest.approx(5)  # 3² + 4²
+    assert GaussianFamily().wasserstein([0, 1], [3, 5]) == pytest.approx(5)  # 3² + 4²
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "gaussian" in name])
@@ -196,7 +204,7 @@ def test_the_wasserstein_metric_is_the_squared_distance_of_small_steps(name):
 
 @pytest.mark.parametrize("theta", [40.0, 700.0, 1e5])
 def test_a_saturated_softmax_stays_finite(theta):
-    family = Bernoulli()
+    family = BernoulliFamily()
     for sign in (1, -1):
         at = [sign * theta]
         F = family.fisher(at)
@@ -208,7 +216,7 @@ def test_a_saturated_softmax_stays_finite(theta):
 
 
 def test_the_softmax_of_one_parameter_is_that_of_two():
-    one, two = Bernoulli().fisher([0.8])[0, 0], Categorical(2).fisher([0.0, 0.8])
+    one, two = BernoulliFamily().fisher([0.8])[0, 0], CategoricalFamily(2).fisher([0.0, 0.8])
     np.testing.assert_allclose(two, one * np.array([[1, -1], [-1, 1]]), rtol=1e-14)
     assert one == pytest.approx(np.exp(0.8) / (1 + np.exp(0.8)) ** 2)
 
@@ -217,7 +225,7 @@ def test_the_softmax_of_one_parameter_is_that_of_two():
 
 
 def test_the_loss_is_minus_the_log_likelihood_with_its_gradient():
-    family, x = Gaussian(), np.array([1.0, 2.0, 4.0])
+    family, x = GaussianFamily(), np.array([1.0, 2.0, 4.0])
     mean = NegativeLogLikelihood(family, x)
     total = NegativeLogLikelihood(family, x, reduction="sum")
     theta = np.array([1.5, 0.8])
@@ -228,10 +236,10 @@ def test_the_loss_is_minus_the_log_likelihood_with_its_gradient():
 
 
 def test_the_loss_is_infinite_outside_of_the_family():
-    loss = NegativeLogLikelihood(Gaussian(), [1.0, 2.0])
+    loss = NegativeLogLikelihood(GaussianFamily(), [1.0, 2.0])
     for theta in ([0, 0], [0, -1], [np.nan, 1]):
         assert loss(theta) == np.inf
-    logarithm = NegativeLogLikelihood(Gaussian(log_diagonal=True), [1.0, 2.0])
+    logarithm = NegativeLogLikelihood(GaussianFamily(log_diagonal=True), [1.0, 2.0])
     assert logarithm([0, 800]) == np.inf
     assert logarithm([0, -800]) == np.inf
 
@@ -242,17 +250,17 @@ def test_the_loss_is_infinite_outside_of_the_family():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: Gaussian(0), "n is 0"),
-        (lambda: Gaussian().fisher([0, -1]), r"theta is \[0, -1\]; wanted 2 finite numbers"),
-        (lambda: Gaussian().kl([0, 1], [0, 0]), r"other is \[0, 0\]"),
-        (lambda: Gaussian(2).fisher([0, 1]), "wanted 5 finite numbers"),
-        (lambda: Gaussian().log_prob([0, 1], [[1, 2]]), r"x has the shape \(1, 2\)"),
-        (lambda: Beta().fisher([1, 0]), "above 0, alpha and beta"),
-        (lambda: Beta().log_prob([1, 1], [0.5, 1.0]), "between 0 and 1"),
-        (lambda: Categorical(3).fisher([0, np.inf, 0]), "wanted 3 finite numbers"),
-        (lambda: Categorical(3).log_prob([0, 0, 0], [3]), "actions"),
-        (lambda: NegativeLogLikelihood(Gaussian(), [1], "max"), "reduction is 'max'"),
-        (lambda: NegativeLogLikelihood(Gaussian(), []), "no data"),
+        (lambda: GaussianFamily(0), "n is 0"),
+        (lambda: GaussianFamily().fisher([0, -1]), r"theta is \[0, -1\]; wanted 2 finite numbers"),
+        (lambda: GaussianFamily().kl([0, 1], [0, 0]), r"other is \[0, 0\]"),
+        (lambda: GaussianFamily(2).fisher([0, 1]), "wanted 5 finite numbers"),
+        (lambda: GaussianFamily().log_prob([0, 1], [[1, 2]]), r"x has the shape \(1, 2\)"),
+        (lambda: BetaFamily().fisher([1, 0]), "above 0, alpha and beta"),
+        (lambda: BetaFamily().log_prob([1, 1], [0.5, 1.0]), "between 0 and 1"),
+        (lambda: CategoricalFamily(3).fisher([0, np.inf, 0]), "wanted 3 finite numbers"),
+        (lambda: CategoricalFamily(3).log_prob([0, 0, 0], [3]), "actions"),
+        (lambda: NegativeLogLikelihood(GaussianFamily(), [1], "max"), "reduction is 'max'"),
+        (lambda: NegativeLogLikelihood(GaussianFamily(), []), "no data"),
     ],
 )
 def test_misuse_names_what_was_given(call, words):
@@ -263,5 +271,5 @@ def test_misuse_names_what_was_given(call, words):
 def test_without_scipy_only_the_beta_family_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(ImportError, match=r"pip install 'natgrad\[optimize\]'"):
-        families.Beta()
-    assert Gaussian().kl([0, 1], [1, 1]) == pytest.approx(0.5)
+        families.BetaFamily()
+    assert GaussianFamily().kl([0, 1], [1, 1]) == pytest.approx(0.5)

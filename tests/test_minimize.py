@@ -9,8 +9,14 @@ from scipy import optimize
 from scipy.sparse.linalg import aslinearoperator
 
 import natgrad
-from natgrad.theory import metrics
-from natgrad.theory.families import Bernoulli, Beta, Categorical, Gaussian, NegativeLogLikelihood
+from natgrad.theory import BacktrackingStep, ExactStep, FixedStep, TrustRegionStep, metrics
+from natgrad.theory.families import (
+    BernoulliFamily,
+    BetaFamily,
+    CategoricalFamily,
+    GaussianFamily,
+    NegativeLogLikelihood,
+)
 from natgrad.theory.minimize import MinimizeStatus
 
 rng = np.random.default_rng(0)
@@ -52,7 +58,7 @@ def norm(step, metric=G):
 
 
 def test_a_fixed_step_is_a_multiple_of_the_natural_gradient():
-    (step,) = steps_of(step=natgrad.FixedStep(0.3))
+    (step,) = steps_of(step=FixedStep(0.3))
     np.testing.assert_allclose(step, -0.3 * np.linalg.solve(G, quadratic_jac(START)), rtol=1e-12)
 
 
@@ -64,14 +70,14 @@ def test_the_three_lengths_of_a_trust_region_are_one_up_to_convention():
         ({"delta": 0.02}, np.sqrt(0.02)),
         ({"radius": 0.02}, 0.02),
     ):
-        (step,) = steps_of(step=natgrad.TrustRegion(**options))
+        (step,) = steps_of(step=TrustRegionStep(**options))
         assert norm(step) == pytest.approx(radius, rel=1e-12)
         np.testing.assert_allclose(step, -radius * natural / norm(natural), rtol=1e-12)
 
 
 def test_a_step_in_a_trust_region_solves_the_quadratic_programme():
     """No other step of the same length has a lower linear model."""
-    (step,) = steps_of(step=natgrad.TrustRegion(epsilon=0.02))
+    (step,) = steps_of(step=TrustRegionStep(epsilon=0.02))
     others = np.random.default_rng(0).normal(size=(1000, 4))
     others *= norm(step) / np.sqrt(np.einsum("ni,ij,nj->n", others, G, others))[:, None]
     assert (others @ quadratic_jac(START)).min() > step @ quadratic_jac(START)
@@ -83,20 +89,20 @@ def test_a_step_in_a_trust_region_solves_the_quadratic_programme():
 
 
 def test_the_euclidean_metric_gives_the_normalised_gradient():
-    (step,) = steps_of(metrics.euclidean, step=natgrad.TrustRegion(radius=0.1))
+    (step,) = steps_of(metrics.euclidean, step=TrustRegionStep(radius=0.1))
     gradient = quadratic_jac(START)
     np.testing.assert_allclose(step, -0.1 * gradient / np.linalg.norm(gradient), rtol=1e-12)
 
 
 def test_a_decaying_radius_is_divided_by_a_power_of_the_iteration():
-    steps = steps_of(count=9, step=natgrad.TrustRegion(radius=0.1, decay=0.5))
+    steps = steps_of(count=9, step=TrustRegionStep(radius=0.1, decay=0.5))
     lengths = [norm(step) for step in steps]
     np.testing.assert_allclose(lengths, 0.1 / np.sqrt(np.arange(1, 10)), rtol=1e-12)
 
 
 def test_exact_steps_end_where_the_gradient_is_orthogonal_to_them():
-    steps = steps_of(count=5, step=natgrad.ExactStep())
-    path = descend(step=natgrad.ExactStep(), max_iterations=5)[1]
+    steps = steps_of(count=5, step=ExactStep())
+    path = descend(step=ExactStep(), max_iterations=5)[1]
     for step, x in zip(steps, path[1:], strict=True):
         assert abs(step @ quadratic_jac(x)) < 1e-10 * norm(step, H)
     line = [quadratic(path[0] + t * steps[0]) for t in (0.999, 1.0, 1.001)]
@@ -104,7 +110,7 @@ def test_exact_steps_end_where_the_gradient_is_orthogonal_to_them():
 
 
 def test_an_exact_step_in_the_metric_of_the_curvature_is_newtons():
-    result, path = descend(H, step=natgrad.ExactStep())
+    result, path = descend(H, step=ExactStep())
     assert (result.success, result.nit) == (True, 1)
     np.testing.assert_allclose(path[1], CENTER, rtol=1e-12)
 
@@ -113,7 +119,7 @@ def test_backtracking_takes_the_first_step_that_decreases_enough():
     gradient = quadratic_jac(START)
     natural = np.linalg.solve(G, gradient)
     for options in ({}, {"shrink": 0.8}, {"initial": 3.0}, {"decrease": 0.9}):
-        search = natgrad.Backtracking(**options)
+        search = BacktrackingStep(**options)
         t = search.initial
         while not (
             quadratic(START) - quadratic(START - t * natural)
@@ -129,7 +135,7 @@ def test_backtracking_takes_the_first_step_that_decreases_enough():
 
 
 def test_backtracking_tries_no_more_candidates_than_allowed():
-    result, _ = descend(1e-6 * G, step=natgrad.Backtracking(max_backtracks=3))
+    result, _ = descend(1e-6 * G, step=BacktrackingStep(max_backtracks=3))
     assert result.status is MinimizeStatus.LINE_SEARCH_FAILED
     assert "3 candidates" in result.message
     assert (result.nfev, result.nit) == (4, 0)
@@ -151,7 +157,11 @@ class Product:
 
 @pytest.mark.parametrize("damping", [0.0, 0.5])
 def test_matrix_operator_and_functions_of_x_are_the_same_metric(damping):
-    for step in (natgrad.FixedStep(0.1), natgrad.TrustRegion(epsilon=0.01), natgrad.ExactStep()):
+    for step in (
+        FixedStep(0.1),
+        TrustRegionStep(epsilon=0.01),
+        ExactStep(),
+    ):
         want = steps_of(G, count=4, step=step, damping=damping)
         for metric in (
             G.tolist(),
@@ -165,13 +175,13 @@ def test_matrix_operator_and_functions_of_x_are_the_same_metric(damping):
 
 
 def test_damping_is_in_the_solution_and_not_in_the_length():
-    (step,) = steps_of(step=natgrad.TrustRegion(radius=0.1), damping=0.5)
+    (step,) = steps_of(step=TrustRegionStep(radius=0.1), damping=0.5)
     natural = np.linalg.solve(G + 0.5 * np.eye(4), quadratic_jac(START))
     np.testing.assert_allclose(step, -0.1 * natural / norm(natural), rtol=1e-12)
 
 
 def test_products_with_an_operator_can_be_limited():
-    (short,) = steps_of(Product(G), step=natgrad.FixedStep(1.0), cg_iterations=1)
+    (short,) = steps_of(Product(G), step=FixedStep(1.0), cg_iterations=1)
     gradient = quadratic_jac(START)
     best = (gradient @ gradient) / (gradient @ G @ gradient)  # conjugate gradients' first iterate
     np.testing.assert_allclose(short, -best * gradient, rtol=1e-12)
@@ -227,7 +237,7 @@ def test_the_metric_in_polar_coordinates_is_the_euclidean_one():
 
 
 def test_the_sampled_metric_is_the_exact_one_within_its_standard_error():
-    family, theta = Gaussian(), np.array([1.0, 0.7])
+    family, theta = GaussianFamily(), np.array([1.0, 0.7])
     draw = metrics.sampled_fisher(family, 50, natgrad.Rng(0))
     drawn = np.array([draw(theta) for _ in range(2000)])
     error = np.abs(drawn.mean(axis=0) - family.fisher(theta))
@@ -239,10 +249,10 @@ def test_the_sampled_metric_is_the_exact_one_within_its_standard_error():
 
 
 def test_algorithm_2_reaches_the_maximum_likelihood_from_samples_of_the_model():
-    family = Gaussian()
+    family = GaussianFamily()
     loss = NegativeLogLikelihood(family, DATA)
     metric = metrics.sampled_fisher(family, 1000, natgrad.Rng(0))
-    result, _ = descend(metric, loss, [0, 1], loss.jac, step=natgrad.TrustRegion(epsilon=1e-3))
+    result, _ = descend(metric, loss, [0, 1], loss.jac, step=TrustRegionStep(epsilon=1e-3))
     assert result.status is MinimizeStatus.LIMIT_CYCLE
     radius = norm(result.x - [DATA.mean(), DATA.std()], family.fisher(result.x))
     assert radius < 1.5 * np.sqrt(2 * 1e-3)
@@ -250,7 +260,7 @@ def test_algorithm_2_reaches_the_maximum_likelihood_from_samples_of_the_model():
 
 def test_the_empirical_fisher_matrix_is_another_one():
     """In closed form, by the moments of standardised data (eq. 80)."""
-    family = Gaussian()
+    family = GaussianFamily()
     for theta in ([12.0, 4.0], [0.0, 1.0]):
         z = (DATA - theta[0]) / theta[1]
         m1, m2, m3, m4 = (np.mean(z**k) for k in (1, 2, 3, 4))
@@ -264,19 +274,19 @@ def test_the_empirical_fisher_matrix_is_another_one():
 # How it ends -------------------------------------------------------------------------------------
 
 FITS = {
-    "gaussian": (Gaussian(), DATA, [10.0, 6.0], lambda g: g.fisher),
-    "gaussian-log": (Gaussian(log_diagonal=True), DATA, [0.0, 0.0], lambda g: g.fisher),
-    "gaussian-wasserstein": (Gaussian(), DATA, [10.0, 6.0], lambda g: g.wasserstein_metric),
+    "gaussian": (GaussianFamily(), DATA, [10.0, 6.0], lambda g: g.fisher),
+    "gaussian-log": (GaussianFamily(log_diagonal=True), DATA, [0.0, 0.0], lambda g: g.fisher),
+    "gaussian-wasserstein": (GaussianFamily(), DATA, [10.0, 6.0], lambda g: g.wasserstein_metric),
     "gaussian-2d": (
-        Gaussian(2),
+        GaussianFamily(2),
         np.random.default_rng(2).normal(size=(300, 2)) @ [[1, 0.5], [0, 2]],
         [0.0, 0.0, 1.0, 0.0, 1.0],
         lambda g: g.fisher,
     ),
-    "categorical": (Categorical(3), COUNTED, np.zeros(3), lambda g: g.fisher),
-    "bernoulli": (Bernoulli(), np.array([[1], [1], [0], [1]]), [0.0], lambda g: g.fisher),
+    "categorical": (CategoricalFamily(3), COUNTED, np.zeros(3), lambda g: g.fisher),
+    "bernoulli": (BernoulliFamily(), np.array([[1], [1], [0], [1]]), [0.0], lambda g: g.fisher),
     "beta": (
-        Beta(), np.random.default_rng(3).beta(2.0, 0.7, 500), [1.0, 1.0], lambda g: g.fisher
+        BetaFamily(), np.random.default_rng(3).beta(2.0, 0.7, 500), [1.0, 1.0], lambda g: g.fisher
     ),
 }  # fmt: skip
 
@@ -299,11 +309,9 @@ def test_maximum_likelihood_converges_to_scipys_optimum(name):
 
 def test_a_natural_step_of_one_is_newtons_for_a_family_at_its_optimum():
     """The Fisher matrix is the Hessian of the loss there, so the convergence is quadratic."""
-    family = Categorical(3)
+    family = CategoricalFamily(3)
     loss = NegativeLogLikelihood(family, COUNTED)
-    result, path = descend(
-        family.fisher, loss, [0.5, 0.0, 0.0], loss.jac, step=natgrad.FixedStep(1.0)
-    )
+    result, path = descend(family.fisher, loss, [0.5, 0.0, 0.0], loss.jac, step=FixedStep(1.0))
     assert result.success
     assert result.nit <= 5
     p = np.exp(path - path.max(axis=1, keepdims=True))
@@ -314,11 +322,11 @@ def test_a_natural_step_of_one_is_newtons_for_a_family_at_its_optimum():
 
 def test_a_trust_region_of_constant_epsilon_ends_in_a_limit_cycle_that_is_recognised():
     epsilon = 0.01
-    family = Gaussian()
+    family = GaussianFamily()
     loss = NegativeLogLikelihood(family, DATA)
     optimum = np.array([DATA.mean(), DATA.std()])
     result, path = descend(
-        family.fisher, loss, [0, 1], loss.jac, step=natgrad.TrustRegion(epsilon=epsilon)
+        family.fisher, loss, [0, 1], loss.jac, step=TrustRegionStep(epsilon=epsilon)
     )
     assert (result.success, result.status) == (False, MinimizeStatus.LIMIT_CYCLE)
     assert result.nit < 200
@@ -332,8 +340,8 @@ def test_a_trust_region_of_constant_epsilon_ends_in_a_limit_cycle_that_is_recogn
 
 @pytest.mark.parametrize(
     "step",
-    [natgrad.FixedStep(2 / np.linalg.eigvalsh(H)[-1] * (1 + k * 1e-15)) for k in (-1, 0, 1)]
-    + [natgrad.TrustRegion(radius=0.1)],
+    [FixedStep(2 / np.linalg.eigvalsh(H)[-1] * (1 + k * 1e-15)) for k in (-1, 0, 1)]
+    + [TrustRegionStep(radius=0.1)],
 )
 def test_limit_cycles_of_a_quadratic_are_recognised(step):
     result, _ = descend(metrics.euclidean, step=step)
@@ -342,7 +350,7 @@ def test_limit_cycles_of_a_quadratic_are_recognised(step):
 
 def test_a_decaying_radius_gets_closer_than_a_constant_one():
     def error(decay):
-        step = natgrad.TrustRegion(epsilon=0.05, decay=decay)
+        step = TrustRegionStep(epsilon=0.05, decay=decay)
         path = descend(G, step=step, max_iterations=3000, tol=1e-4)[1]
         return np.linalg.norm(path[-1] - CENTER)
 
@@ -354,14 +362,14 @@ def test_slow_progress_is_not_taken_for_a_cycle():
     hessian = np.diag([1.0, 400.0])
     result, path = descend(
         metrics.euclidean, lambda x: 0.5 * x @ hessian @ x, [4.0, 0.04], lambda x: hessian @ x,
-        step=natgrad.FixedStep(1.99 / 400),
+        step=FixedStep(1.99 / 400),
     )  # fmt: skip
     assert result.status in (MinimizeStatus.CONVERGED, MinimizeStatus.MAX_ITERATIONS)
     assert np.linalg.norm(path[-1]) < 0.05
 
 
 def test_too_few_iterations_are_said_to_be_so():
-    result, path = descend(step=natgrad.FixedStep(1e-3), max_iterations=7)
+    result, path = descend(step=FixedStep(1e-3), max_iterations=7)
     assert result.status is MinimizeStatus.MAX_ITERATIONS
     assert (result.nit, len(path)) == (7, 8)
     assert "after 7 steps" in result.message
@@ -369,21 +377,21 @@ def test_too_few_iterations_are_said_to_be_so():
 
 def test_steps_that_are_too_long_end_at_the_last_finite_point():
     with np.errstate(over="ignore"):
-        result, path = descend(metrics.euclidean, step=natgrad.FixedStep(1e3))
+        result, path = descend(metrics.euclidean, step=FixedStep(1e3))
     assert result.status is MinimizeStatus.NON_FINITE
     assert np.isfinite(result.fun)
     np.testing.assert_array_equal(result.x, path[-1])
 
 
 def test_leaving_the_family_is_said_to_be_so():
-    family = Gaussian()
+    family = GaussianFamily()
     loss = NegativeLogLikelihood(family, DATA)
-    result, _ = descend(family.fisher, loss, [12, 50.0], loss.jac, step=natgrad.FixedStep(3.0))
+    result, _ = descend(family.fisher, loss, [12, 50.0], loss.jac, step=FixedStep(3.0))
     assert result.status is MinimizeStatus.NON_FINITE
     assert "fun is inf" in result.message
     assert family.contains(result.x)
     searched, _ = descend(
-        family.fisher, loss, [12, 50.0], loss.jac, step=natgrad.Backtracking(initial=3.0)
+        family.fisher, loss, [12, 50.0], loss.jac, step=BacktrackingStep(initial=3.0)
     )
     assert searched.success  # a search tries shorter steps
 
@@ -400,7 +408,7 @@ def test_an_indefinite_metric_is_said_to_be_so(metric):
 
 def test_a_singular_metric_serves_where_the_gradient_needs_no_more():
     """A softmax: adding a constant to all logits changes nothing."""
-    family = Categorical(3)
+    family = CategoricalFamily(3)
     loss = NegativeLogLikelihood(family, COUNTED)
     start = np.array([0.3, -0.2, 2.0])
     result, _ = descend(family.fisher, loss, start, loss.jac)
@@ -442,11 +450,15 @@ def test_an_infinite_start_is_a_status():
 def test_exact_steps_notice_what_is_not_a_convex_quadratic():
     quartic, _ = descend(
         metrics.euclidean, lambda x: (x**4).sum(), [2.0, 1.0], lambda x: 4 * x**3,
-        step=natgrad.ExactStep(),
+        step=ExactStep(),
     )  # fmt: skip
     assert quartic.status is MinimizeStatus.NOT_QUADRATIC
     concave, _ = descend(
-        metrics.euclidean, lambda x: -x @ x, [2.0, 1.0], lambda x: -2 * x, step=natgrad.ExactStep()
+        metrics.euclidean,
+        lambda x: -x @ x,
+        [2.0, 1.0],
+        lambda x: -2 * x,
+        step=ExactStep(),
     )
     assert concave.status is MinimizeStatus.NOT_CONVEX
     for result in (quartic, concave):
@@ -499,7 +511,7 @@ def test_a_natural_gradient_is_within_90_degrees_of_the_gradient():
     random = np.random.default_rng(0)
     for _ in range(200):
         root = random.normal(size=(4, 4))
-        (step,) = steps_of(root @ root.T + 1e-3 * np.eye(4), step=natgrad.FixedStep(1.0))
+        (step,) = steps_of(root @ root.T + 1e-3 * np.eye(4), step=FixedStep(1.0))
         assert step @ quadratic_jac(START) < 0
 
 
@@ -507,7 +519,7 @@ def test_natural_steps_map_onto_each_other_under_linear_maps_and_gradient_steps_
     """theta = A phi + b (eq. 81): the same iterates to 1e-10; gradients differ by A A'."""
     random = np.random.default_rng(0)
     A, b = random.normal(size=(2, 2)) + 2 * np.eye(2), random.normal(size=2)
-    family = Gaussian()
+    family = GaussianFamily()
     loss = NegativeLogLikelihood(family, DATA)
     theta0 = np.array([8.0, 6.0])
     phi0 = np.linalg.solve(A, theta0 - b)
@@ -523,29 +535,33 @@ def test_natural_steps_map_onto_each_other_under_linear_maps_and_gradient_steps_
     def carried(phi):
         return A.T @ family.fisher(A @ phi + b) @ A
 
-    for step in (natgrad.FixedStep(0.3), natgrad.TrustRegion(epsilon=0.01), natgrad.Backtracking()):
+    for step in (
+        FixedStep(0.3),
+        TrustRegionStep(epsilon=0.01),
+        BacktrackingStep(),
+    ):
         theta, mapped = both(family.fisher, carried, step=step)
         assert relative_error(mapped, theta) < 1e-10
-    theta, mapped = both(metrics.euclidean, metrics.euclidean, step=natgrad.FixedStep(0.3))
+    theta, mapped = both(metrics.euclidean, metrics.euclidean, step=FixedStep(0.3))
     assert relative_error(mapped, theta) > 1e-2
     np.testing.assert_allclose(mapped[1] - theta0, A @ A.T @ (theta[1] - theta0), rtol=1e-10)
     # Damping by a multiple of the identity breaks it, and a damping that is carried along does not.
-    theta, mapped = both(family.fisher, carried, step=natgrad.FixedStep(0.3), damping=0.1)
+    theta, mapped = both(family.fisher, carried, step=FixedStep(0.3), damping=0.1)
     assert relative_error(mapped, theta) > 1e-3
     theta, mapped = both(
         lambda x: family.fisher(x) + 0.1 * np.eye(2), lambda phi: carried(phi) + 0.1 * A.T @ A,
-        step=natgrad.FixedStep(0.3),
+        step=FixedStep(0.3),
     )  # fmt: skip
     assert relative_error(mapped, theta) < 1e-10
 
 
 def test_the_error_of_a_nonlinear_reparameterisation_falls_fourfold_when_the_step_halves():
     """(mu, sigma) and (mu, log sigma): one natural step in each (eq. 83)."""
-    straight, log = Gaussian(), Gaussian(log_diagonal=True)
+    straight, log = GaussianFamily(), GaussianFamily(log_diagonal=True)
     loss, log_loss = NegativeLogLikelihood(straight, DATA), NegativeLogLikelihood(log, DATA)
 
     def gap(radius):
-        options = {"step": natgrad.TrustRegion(radius=radius), "max_iterations": 1}
+        options = {"step": TrustRegionStep(radius=radius), "max_iterations": 1}
         theta = descend(straight.fisher, loss, [8.0, 6.0], loss.jac, **options)[1][1]
         phi = descend(log.fisher, log_loss, [8.0, np.log(6.0)], log_loss.jac, **options)[1][1]
         return np.linalg.norm([phi[0], np.exp(phi[1])] - theta)
@@ -556,7 +572,7 @@ def test_the_error_of_a_nonlinear_reparameterisation_falls_fourfold_when_the_ste
 
 def test_the_natural_gradient_of_a_gaussian_grows_more_slowly_as_sigma_goes_to_zero():
     """1 / sigma instead of 1 / sigma³ (eq. 85), for data that are not all at the mean."""
-    family = Gaussian()
+    family = GaussianFamily()
     loss = NegativeLogLikelihood(family, DATA)
 
     def lengths(sigma):
@@ -594,15 +610,18 @@ def test_the_natural_gradient_of_a_gaussian_grows_more_slowly_as_sigma_goes_to_z
         (lambda: descend(tol=np.nan), ValueError, "tol is nan"),
         (lambda: descend(max_iterations=-1), ValueError, "max_iterations is -1"),
         (lambda: descend(cg_iterations=0), ValueError, "cg_iterations is 0"),
-        (lambda: natgrad.FixedStep(0), ValueError, "size is 0"),
-        (lambda: natgrad.TrustRegion(), ValueError, "wanted one of epsilon, delta and radius"),
-        (lambda: natgrad.TrustRegion(epsilon=1, delta=1), ValueError, "'delta', 'epsilon'"),
-        (lambda: natgrad.TrustRegion(radius=-1), ValueError, "radius is -1"),
-        (lambda: natgrad.TrustRegion(radius=1, decay=2), ValueError, "decay is 2"),
-        (lambda: natgrad.Backtracking(initial=np.inf), ValueError, "initial is inf"),
-        (lambda: natgrad.Backtracking(shrink=1.0), ValueError, "shrink"),
+        (lambda: FixedStep(0), ValueError, "size is 0"),
+        (lambda: TrustRegionStep(), ValueError, "wanted one of epsilon, delta and radius"),
+        (lambda: TrustRegionStep(epsilon=1, delta=1), ValueError, "'delta', 'epsilon'"),
+        (lambda: TrustRegionStep(radius=-1), ValueError, "radius is -1"),
+        (lambda: TrustRegionStep(radius=1, decay=2), ValueError, "decay is 2"),
+        (lambda: BacktrackingStep(initial=np.inf), ValueError, "initial is inf"),
+        (lambda: BacktrackingStep(shrink=1.0), ValueError, "shrink"),
         (lambda: metrics.polar([1, 2, 3]), ValueError, "wanted \\(r, angle\\)"),
-        (lambda: metrics.sampled_fisher(Gaussian(), 0, natgrad.Rng(0)), ValueError, "samples is 0"),
+        (
+            lambda: metrics.sampled_fisher(GaussianFamily(), 0, natgrad.Rng(0)),
+            ValueError, "samples is 0",
+        ),
     ],
 )  # fmt: skip
 def test_misuse_names_what_was_given(call, error, words):

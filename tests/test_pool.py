@@ -27,7 +27,7 @@ POOLED = {**SMALL, "n_envs": 3, "batch_size": 96, "stepper": "envpool"}
 
 
 def pooled(task, n=3, seed=0, dtype="float64", **options):
-    return natgrad.Environments(
+    return natgrad.rollouts.Environments(
         task, n, seed, dtype=dtype, stepper="envpool", options=options or None
     )
 
@@ -38,7 +38,7 @@ def collect(environments, steps, counter=0):
     )
     rng = natgrad.Rng(1)
     rng.counter = counter
-    return natgrad.collect(policy, environments, steps, rng)
+    return natgrad.rollouts.collect(policy, environments, steps, rng)
 
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch):
@@ -61,7 +61,7 @@ def test_what_the_pool_cannot_make_is_refused():
     with pytest.raises(ValueError, match="env_options has 'env_seed', which follows from"):
         pooled("CartPole-v1", env_seed=[1])
     with pytest.raises(TypeError, match="env: EnvPool wants the id of a task; got function"):
-        natgrad.Environments(lambda: None, stepper="envpool")
+        natgrad.rollouts.Environments(lambda: None, stepper="envpool")
 
 
 @needs_pool
@@ -222,7 +222,7 @@ def test_a_rollout_that_was_given_up_changes_nothing():
     before = contents(agent)
     calls = iter(range(1000))
     with pytest.raises(natgrad.rollouts.rollout.RolloutInterrupted):
-        natgrad.collect(
+        natgrad.rollouts.collect(
             agent.policy, agent._environments, 20, agent._rng, lambda: next(calls) == 10
         )
     assert contents(agent) == before

@@ -19,11 +19,13 @@ def vector(kind, mode, n, make):
 
 
 STEPPERS = {
-    "sync": lambda n, make: natgrad.Environments(make, n, dtype="float64"),
-    "async": lambda n, make: natgrad.Environments(make, n, dtype="float64", vectorization="async"),
+    "sync": lambda n, make: natgrad.rollouts.Environments(make, n, dtype="float64"),
+    "async": lambda n, make: natgrad.rollouts.Environments(
+        make, n, dtype="float64", vectorization="async"
+    ),
     **{
-        f"{kind.__name__} {mode.value}": lambda n, make, kind=kind, mode=mode: natgrad.Environments(
-            vector(kind, mode, n, make), dtype="float64"
+        f"{kind.__name__} {mode.value}": lambda n, make, kind=kind, mode=mode: (
+            natgrad.rollouts.Environments(vector(kind, mode, n, make), dtype="float64")
         )
         for kind in (SyncVectorEnv, AsyncVectorEnv)
         for mode in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP)
@@ -48,7 +50,7 @@ def collect(environments, steps, seed=0):
     policy = natgrad.Policy(
         environments.encoder.size, environments.decoder.distribution, (4,), dtype="float64"
     )
-    return natgrad.collect(policy, environments, steps, natgrad.Rng(seed))
+    return natgrad.rollouts.collect(policy, environments, steps, natgrad.Rng(seed))
 
 
 def transitions(rollout, i):
@@ -213,9 +215,9 @@ def test_what_an_environment_does_to_its_action_is_not_what_was_sampled():
             return super().step(action)
 
     for dtype in ("float32", "float64"):  # of the space, and another
-        environments = natgrad.Environments(Greedy, dtype=dtype)
+        environments = natgrad.rollouts.Environments(Greedy, dtype=dtype)
         policy = natgrad.Policy(3, environments.decoder.distribution, dtype=dtype)
-        rollout = natgrad.collect(policy, environments, 20, natgrad.Rng(0))
+        rollout = natgrad.rollouts.collect(policy, environments, 20, natgrad.Rng(0))
         assert (rollout.actions != 0).all()
         np.testing.assert_allclose(
             policy.log_prob(rollout.observations[:-1, 0], rollout.actions[:, 0]),
@@ -237,7 +239,7 @@ def counting_agent(env, **options):
 
 
 def advantages(agent, steps):
-    rollout = natgrad.collect(agent.policy, agent._environments, steps, natgrad.Rng(0))
+    rollout = natgrad.rollouts.collect(agent.policy, agent._environments, steps, natgrad.Rng(0))
     advantages, returns = agent._advantages(rollout)
     return [x.T[rollout.valid.T] for x in (advantages, returns)]
 
@@ -307,7 +309,9 @@ def test_rows_that_only_reset_are_neither_learnt_from_nor_counted(made):
 
 
 def first_observations(n_envs, seed, vectorization="sync"):
-    environments = natgrad.Environments("CartPole-v1", n_envs, seed, vectorization=vectorization)
+    environments = natgrad.rollouts.Environments(
+        "CartPole-v1", n_envs, seed, vectorization=vectorization
+    )
     rows = environments.begin().observations.copy()
     environments.close()
     return rows
@@ -319,7 +323,7 @@ def test_every_environment_of_every_run_has_a_stream_of_its_own():
 
 
 def test_episodes_of_one_environment_differ():
-    environments = natgrad.Environments("CartPole-v1")
+    environments = natgrad.rollouts.Environments("CartPole-v1")
     rollout = collect(environments, 200)
     starts = rollout.observations[:-1][np.roll(rollout.terminated, 1, axis=0)]
     assert len(starts) > 3
@@ -328,7 +332,7 @@ def test_episodes_of_one_environment_differ():
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 def test_an_environment_goes_through_the_same_however_many_run_beside_it(env):
-    alone, among = (collect(natgrad.Environments(env, n), 100) for n in (1, 4))
+    alone, among = (collect(natgrad.rollouts.Environments(env, n), 100) for n in (1, 4))
     for name in ("observations", "actions", "rewards", "terminated"):
         np.testing.assert_array_equal(getattr(alone, name)[:, 0], getattr(among, name)[:, 0])
     assert len({among.observations[:, i].tobytes() for i in range(4)}) == 4
@@ -341,11 +345,11 @@ def test_processes_do_not_change_the_streams():
 
 def test_a_vector_environment_gets_one_seed_each(made):
     make = functools.partial(gymnasium.make, "CartPole-v1")
-    made.append(foreign := natgrad.Environments(SyncVectorEnv([make] * 4), seed=3))
+    made.append(foreign := natgrad.rollouts.Environments(SyncVectorEnv([make] * 4), seed=3))
     assert len({row.tobytes() for row in foreign.begin().observations}) == 4
     foreign._vector.close()
     make = functools.partial(gymnasium.make, "CartPole-v1")
-    made.append(again := natgrad.Environments(SyncVectorEnv([make] * 4), seed=3))
+    made.append(again := natgrad.rollouts.Environments(SyncVectorEnv([make] * 4), seed=3))
     np.testing.assert_array_equal(again.begin().observations, first_observations(4, 3))
 
 
@@ -437,7 +441,7 @@ def test_a_fault_names_its_place_changes_nothing_and_is_forgotten_once_repaired(
     before = contents(agent)
     trouble.start(kind, environment=1, episode=5, step=step)
     for _ in range(2):  # it persists, and nothing is remembered of the first time
-        with pytest.raises(natgrad.EnvironmentFault, match=match):
+        with pytest.raises(natgrad.rollouts.EnvironmentFault, match=match):
             agent.learn(900)
         assert contents(agent) == before
     trouble.stop()
@@ -450,7 +454,9 @@ def test_a_worker_that_is_killed_between_updates_is_replaced():
     agent = natgrad.TRPO(Random, **THREE, vectorization="async").learn(90)
     before = contents(agent)
     agent._environments._vector.processes[2].kill()
-    with pytest.raises(natgrad.EnvironmentFault, match="worker process of environment 2 died"):
+    with pytest.raises(
+        natgrad.rollouts.EnvironmentFault, match="worker process of environment 2 died"
+    ):
         agent.learn(90)
     assert contents(agent) == before
     assert parameters(agent.learn(90)) == parameters(natgrad.TRPO(Random, **THREE).learn(180))
@@ -498,7 +504,9 @@ def test_a_fault_in_the_first_rollout_leaves_a_new_agent(tmp_path, step):
     trouble = Trouble(tmp_path)
     trouble.start("exception", environment=2, step=step)
     agent = natgrad.TRPO(trouble.make, **THREE)
-    with pytest.raises(natgrad.EnvironmentFault, match=r"environment 2 failed in .* of episode 0,"):
+    with pytest.raises(
+        natgrad.rollouts.EnvironmentFault, match=r"environment 2 failed in .* of episode 0,"
+    ):
         agent.learn(90)
     assert contents(agent) == contents(natgrad.TRPO(Random, **THREE))
     trouble.stop()
@@ -517,7 +525,7 @@ def test_an_environment_that_cannot_be_built_again_is_a_fault(tmp_path, vectoriz
     agent = natgrad.TRPO(make, **THREE, vectorization=vectorization)
     before = contents(agent)
     broken.touch()
-    with pytest.raises(natgrad.EnvironmentFault, match="OSError: no licence left"):
+    with pytest.raises(natgrad.rollouts.EnvironmentFault, match="OSError: no licence left"):
         agent.learn(90)
     assert contents(agent) == before
     broken.unlink()
@@ -546,7 +554,7 @@ def test_a_fault_of_a_foreign_vector_environment_changes_nothing(tmp_path, kind,
     env = vector(vectorize, mode, 3, trouble.make)
     agent = natgrad.TRPO(env, **{**SMALL, "batch_size": 90})
     before = contents(agent)
-    with pytest.raises(natgrad.EnvironmentFault):
+    with pytest.raises(natgrad.rollouts.EnvironmentFault):
         agent.learn(90)
     assert contents(agent) == before
     with_another = copy(agent, tmp_path, vector(SyncVectorEnv, mode, 3, Random))

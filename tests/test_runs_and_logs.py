@@ -76,7 +76,7 @@ def test_the_configuration_says_what_was_trained(tmp_path):
     assert config["algorithm"] == "trpo"
     assert config["env_id"] == "CartPole-v1"
     assert config["total_timesteps"] == 256
-    assert natgrad.TRPOConfig.from_options(config["config"]) == agent.config
+    assert natgrad.agents.TRPOConfig.from_options(config["config"]) == agent.config
     assert config["policy"]["hidden"] in ([8, 4], (8, 4))
     assert runs.read_config(tmp_path) == config
 
@@ -103,7 +103,7 @@ def test_the_names_of_the_columns_are_those_of_stable_baselines3(tmp_path):
 def test_a_column_that_comes_late_is_empty_before(tmp_path):
     """No episode ends in the first update, and the evaluation comes every third."""
     agent = natgrad.TRPO(functools.partial(Counting, (100,), ("truncated",)), **SMALL)
-    agent.learn(64 * 4, natgrad.EvalCallback(3, 1), run_dir=tmp_path)
+    agent.learn(64 * 4, natgrad.agents.EvalCallback(3, 1), run_dir=tmp_path)
     _, rows = progress(tmp_path)
     assert [row["rollout/ep_len_mean"] for row in rows] == ["", "100.0", "100.0", "100.0"]
     assert [row["eval/mean_ep_length"] for row in rows] == ["", "", "100.0", ""]
@@ -149,7 +149,7 @@ def test_tensorboard_reads_the_numbers_of_every_update(tmp_path):
 def test_events_are_on_disk_before_the_checkpoint_that_counts_on_them(tmp_path):
     seen = []
 
-    class Look(natgrad.Callback):
+    class Look(natgrad.agents.Callback):
         def on_update_end(self, agent, log):
             seen.append(len(events(tmp_path).get("train/n_updates", [])))
 
@@ -167,7 +167,7 @@ def check_complete(folder, updates):
     _, rows = progress(folder)
     assert [int(row["time/total_timesteps"]) for row in rows] == steps
     assert [step for step, _ in events(folder)["train/n_updates"]] == steps
-    agent = natgrad.Agent.load(folder, Random)
+    agent = natgrad.agents.Agent.load(folder, Random)
     assert agent.num_updates == updates
     _, episodes = monitor(folder)
     assert len(episodes) == agent.num_episodes
@@ -239,7 +239,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
     check_complete(broken, 2)
     assert contents(resumed) == contents(agent)
     (broken / "checkpoints").rename(broken / "elsewhere")
-    with pytest.raises(natgrad.CheckpointError, match="an agent of TRPO, not of REINFORCE"):
+    with pytest.raises(natgrad.agents.CheckpointError, match="an agent of TRPO, not of REINFORCE"):
         natgrad.REINFORCE.load(broken, Random)
 
 
@@ -301,7 +301,9 @@ def test_a_folder_that_cannot_be_made_is_refused_before_training(tmp_path, where
 def test_a_folder_for_checkpoints_that_cannot_be_made_is_refused_before_training(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     agent = natgrad.TRPO(Random, **SMALL)
-    with pytest.raises(natgrad.CheckpointError, match=r"folder .*checkpoints' cannot be made"):
+    with pytest.raises(
+        natgrad.agents.CheckpointError, match=r"folder .*checkpoints' cannot be made"
+    ):
         agent.learn(64, run_dir=tmp_path)
     assert agent.num_updates == 0
 

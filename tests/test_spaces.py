@@ -187,9 +187,11 @@ def test_every_discrete_action_can_be_reached(space):
 def test_a_box_action_is_clipped_at_the_environment_and_not_in_the_likelihood():
     received = []
     space = spaces.Box(np.array([-0.1, -np.inf], "f"), np.array([0.1, 0.3], "f"))
-    environments = natgrad.Environments(functools.partial(Recording, received, space), seed=0)
+    environments = natgrad.rollouts.Environments(
+        functools.partial(Recording, received, space), seed=0
+    )
     policy = natgrad.Policy.for_spaces(environments.observation_space, space, hidden=(4,))
-    rollout = natgrad.collect(policy, environments, 300, natgrad.Rng(0))
+    rollout = natgrad.rollouts.collect(policy, environments, 300, natgrad.Rng(0))
     assert np.abs(rollout.actions[:, 0, 0]).max() > 1, "the samples should go beyond the box"
     clipped = np.clip(rollout.actions[:, 0], space.low, space.high)
     np.testing.assert_array_equal(np.array(received), clipped)
@@ -227,10 +229,12 @@ def test_the_environment_gets_actions_within_bounds_and_the_rollout_keeps_u(dist
     received = []
     space = spaces.Box(np.array([-0.1, 2.0], "f"), np.array([0.1, 9.0], "f"))
     make = functools.partial(Recording, received, space)
-    environments = natgrad.Environments(make, seed=0, dtype=dtype, distribution=distribution)
+    environments = natgrad.rollouts.Environments(
+        make, seed=0, dtype=dtype, distribution=distribution
+    )
     kind = environments.decoder.distribution
     policy = natgrad.Policy(environments.encoder.size, kind, (4,), dtype=dtype)
-    rollout = natgrad.collect(policy, environments, 300, natgrad.Rng(0))
+    rollout = natgrad.rollouts.collect(policy, environments, 300, natgrad.Rng(0))
     u = rollout.actions[:, 0]
     assert np.abs(u).max() > 1
     received = np.array(received)

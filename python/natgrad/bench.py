@@ -3,8 +3,9 @@
 Each piece is checked against a slow computation in NumPy, in float64, before it is timed. A timing
 is a series of slots; a slot is a few calls of the piece between two measurements of the machine's
 peak, the rate of independent fused multiply-adds in registers. The fraction of peak is the median
-over slots of rate / peak, so that a clock or a neighbour that slows both leaves it alone. Slots
-during which the system gave the core to another process are dropped, as long as five remain.
+over slots of rate / peak, which a slower clock or a busy neighbour does not change, because they
+slow both. Slots during which the system gave the core to another process are dropped, as long as
+five remain.
 
 Operations are counted by the model in docs/math.md, section "Operations": 2 N (in + 1) out for a
 matrix product of a layer, nothing for activations, distributions and vectors.
@@ -13,6 +14,7 @@ matrix product of a layer, nothing for activations, distributions and vectors.
 import contextlib
 import csv
 import functools
+import importlib
 import itertools
 import json
 import os
@@ -21,10 +23,12 @@ import resource
 import statistics
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,13 +48,22 @@ __all__ = [
     "Shape",
     "WrongAnswerError",
     "bench",
+    "digits",
+    "headline",
     "machine",
+    "peers",
+    "preemptions",
     "quantiles",
     "require_close",
     "save",
+    "spread_of_time",
+    "table",
+    "undisturbed",
+    "using_threads",
 ]
 
 Doubles = NDArray[np.float64]
+T = TypeVar("T")
 
 MAX_KL, DAMPING, CG_ITERATIONS = 0.01, 0.1, 10  # of every update that is timed
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}  # relative, in the 2-norm, against NumPy in float64
@@ -60,7 +73,7 @@ MIN_SLOTS = 5
 
 
 class WrongAnswerError(RuntimeError):
-    """Something that was about to be timed computes something else."""
+    """What was about to be timed computes something else."""
 
 
 # Problems ----------------------------------------------------------------------------------------
@@ -138,7 +151,9 @@ class Problem:
         self.direction: Doubles = generator.normal(size=self.start.size)
         self.advantages: Doubles = generator.normal(size=shape.rows)
         self._update = _core.TrustRegionUpdate(
-            max_kl=MAX_KL, damping=DAMPING, cg_iterations=CG_ITERATIONS, cg_rtol=0.0
+            max_kl=MAX_KL,
+            damping=DAMPING,
+            solver=_core.ConjugateGradient(CG_ITERATIONS, rtol=0.0, or_direct=True),
         )
         if self.update().backtracks == 0:
             self.advantages = -self.advantages
@@ -151,7 +166,7 @@ class Problem:
 
     @property
     def tolerance(self) -> float:
-        """How far a result may be from NumPy's, relative, in the 2-norm."""
+        """Relative difference from NumPy's result that is allowed, in the 2-norm."""
         return TOLERANCE[self.dtype]
 
     @functools.cached_property
@@ -285,7 +300,7 @@ def _divergence(problem: Problem) -> Piece:
     old = (problem.start + problem.step).astype(problem.start.dtype)
     _, old_outputs = problem.reference.forward(old.astype(np.float64))
     want = problem.shape.distribution.kl(old_outputs, problem.reference.outputs)
-    # A divergence of 0.01 is what is left of numbers of size 1 after they have cancelled.
+    # A divergence of 0.01 is the difference of numbers of size 1, so it has fewer correct digits.
     require_close("KL", policy.kl(observations, old), want, 100 * problem.tolerance)
     return lambda: policy.kl(observations, old), problem.shape.operations(2, 2)
 
@@ -301,7 +316,7 @@ def _solve(problem: Problem) -> Piece:
         )
 
     result = run()
-    # What the solver says of its answer must hold for the true matrix.
+    # The residual that the solver reports must hold for the true matrix.
     want = gradient - problem.reference.product(result.x) - DAMPING * result.x
     apart = abs(float(np.linalg.norm(want)) - result.residual_norm)
     if not apart <= 10 * problem.tolerance * np.linalg.norm(gradient):
@@ -343,8 +358,8 @@ def _critic_fit(problem: Problem) -> Piece:
     )
     if not (report.accepted and report.explained_variance > report.explained_variance_before):
         raise WrongAnswerError(f"critic fit: {report.message}; not timed")
-    # The defaults: 4 steps of a gradient, 5 products, a candidate, which is linearised; so are the
-    # start, the start after decay, and where a candidate that was refused came from.
+    # By default there are 4 steps of a gradient, 5 products and a candidate, which is linearised;
+    # so are the start, the start after decay, and the point to which a refused candidate returns.
     passes = [shape.operations(*count, outputs=1) for count in ((1, 2), (2, 4), (1, 1))]
     each = passes[0] + 5 * passes[1] + passes[2]
     return run, 4 * each + (2 + 4 - report.steps) * passes[2]
@@ -407,13 +422,24 @@ def preemptions() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
+def undisturbed(rounds: Sequence[tuple[T, bool]], least: int) -> list[T]:
+    """The rounds that no other process disturbed; all of them if fewer than `least` remain.
+
+    Args:
+        rounds: what each has measured, and whether it had its cores to itself.
+        least: how many are needed.
+    """
+    kept = [found for found, alone in rounds if alone]
+    return kept if len(kept) >= least else [found for found, _ in rounds]
+
+
 @dataclass(frozen=True)
 class _Slots:
-    """Seconds of a call and the peak in GFLOP/s around it, slot by slot."""
+    """Seconds of a call and the peak around it in GFLOP/s, slot by slot."""
 
     times: list[float]
     peaks: list[float]
-    dropped: float  # part of all slots that another process disturbed
+    dropped: float  # fraction of the slots that were dropped
 
 
 def _time(run: Callable[[], Any], dtype: "_core.DTypeName", seconds: float) -> _Slots:
@@ -427,7 +453,7 @@ def _time(run: Callable[[], Any], dtype: "_core.DTypeName", seconds: float) -> _
         if taken >= SLOT:
             break
         calls = max(2 * calls, int(calls * 1.2 * SLOT / max(taken, 1e-7)))
-    slots: list[tuple[float, float, bool]] = []
+    slots: list[tuple[tuple[float, float], bool]] = []
     before, switches = _core.fma_peak(dtype, PEAK_SLOT), preemptions()
     end = time.perf_counter() + seconds
     while len(slots) < MIN_SLOTS or time.perf_counter() < end:
@@ -436,16 +462,15 @@ def _time(run: Callable[[], Any], dtype: "_core.DTypeName", seconds: float) -> _
             run()
         took = (time.perf_counter() - began) / calls
         after, now = _core.fma_peak(dtype, PEAK_SLOT), preemptions()
-        slots.append((took, (before + after) / 2, now == switches))
+        slots.append(((took, (before + after) / 2), now == switches))
         before, switches = after, now
-    kept = [slot for slot in slots if slot[2]]
-    if len(kept) < MIN_SLOTS:
-        kept = slots
-    return _Slots([k[0] for k in kept], [k[1] for k in kept], 1 - len(kept) / len(slots))
+    kept = undisturbed(slots, MIN_SLOTS)
+    times, peaks = zip(*kept, strict=True)
+    return _Slots(list(times), list(peaks), 1 - len(kept) / len(slots))
 
 
 def machine(dtype: "_core.DTypeName" = "float32") -> dict[str, Any]:
-    """What a measurement depends on: processor, versions, threads, and the peak in GFLOP/s."""
+    """The machine: processor, versions, threads, and the peak in GFLOP/s."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -512,7 +537,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 @contextlib.contextmanager
 def using_threads(threads: int | None) -> Iterator[None]:
-    """Sets the number of threads of the core for a while."""
+    """Sets the number of threads of the core within a block."""
     before = _core.get_num_threads()
     _core.set_num_threads(before if threads is None else threads)
     try:
@@ -625,3 +650,41 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         return [*times, "", "", ""]
     low, high = row["of_peak_10"], row["of_peak_90"]
     return [*times, digits(row["gflops"]), f"{row['of_peak']:.3f}", f"{low:.3f} - {high:.3f}"]
+
+
+# Peers -------------------------------------------------------------------------------------------
+
+
+def peers(*folders: Path) -> ModuleType:
+    """The comparison with other libraries, which is in the repository and not in this package.
+
+    A checkout is a folder with `benchmarks/peers` and with a pyproject.toml that names natgrad. The
+    search goes upwards, first from this package, for an editable install, and then from the working
+    folder.
+
+    Args:
+        folders: where to start the search instead.
+
+    Raises:
+        ImportError: none of them is in a checkout.
+    """
+    for start in folders or (Path(__file__).resolve().parent, Path.cwd()):
+        for folder in (start, *start.parents):
+            if _is_checkout(folder):
+                if str(folder) not in sys.path:
+                    sys.path.insert(0, str(folder))
+                return importlib.import_module("benchmarks.peers.comparison")
+    raise ImportError(
+        "the programs of the peers are not part of the installed package: clone natgrad's "
+        "repository and run `natgrad bench peers` inside"
+    )
+
+
+def _is_checkout(folder: Path) -> bool:
+    if not (folder / "benchmarks" / "peers").is_dir():
+        return False
+    try:
+        project = tomllib.loads((folder / "pyproject.toml").read_text()).get("project", {})
+    except (OSError, ValueError):
+        return False
+    return bool(project.get("name") == "natgrad")

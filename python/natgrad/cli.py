@@ -4,17 +4,19 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import sys
 import textwrap
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from natgrad import __version__
-from natgrad.agents.config import AgentConfig, NPGConfig, REINFORCEConfig, TRPOConfig
+from natgrad.agents import values
+from natgrad.agents.config import AgentConfig, NPGConfig, REINFORCEConfig, TRPOConfig, range_of
 
 if TYPE_CHECKING:
     from natgrad.agents.agent import Agent
@@ -63,10 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from natgrad.agents import agent as agents
-    from natgrad.agents import presets, runs
-    from natgrad.agents.callbacks import Callback, StopOnReturn
-    from natgrad.agents.evaluation import evaluate
+    from natgrad.agents import Agent, Callback, StopOnReturn, evaluate, presets, runs
+    from natgrad.agents.agent import ALGORITHMS
 
     names = {f.name for config in CONFIGS.values() for f in dataclasses.fields(config)}
     options = {name: value for name, value in vars(arguments).items() if name in names}
@@ -77,11 +77,11 @@ def _train(arguments: argparse.Namespace) -> int:
             raise UsageError(f"--resume takes a run as it is; drop {', '.join(given)}")
         folder = Path(arguments.resume)
         goal = arguments.steps or runs.read_config(folder).get("total_timesteps", DEFAULT_STEPS)
-        agent = agents.Agent.load(folder)
+        agent = Agent.load(folder)
     else:
         if arguments.env is None:
             raise UsageError("train needs an environment, such as CartPole-v1, or --resume RUN")
-        algorithm = agents.ALGORITHMS[arguments.algo or "trpo"]
+        algorithm = ALGORITHMS[arguments.algo or "trpo"]
         if arguments.preset:
             agent = algorithm(arguments.env, **options)
             goal = arguments.steps or presets.steps(arguments.env) or DEFAULT_STEPS
@@ -152,7 +152,7 @@ def _argument(option: str, value: Any) -> str:
         return f"--{flag} {','.join(map(str, value)) or 'none'}"
     if isinstance(value, dict):
         return f"--{flag} '{json.dumps(value)}'"
-    return f"--{flag} {value}"
+    return f"--{flag} {shlex.quote(str(value))}"
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -245,7 +245,8 @@ def _plot(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     from natgrad import bench
 
-    known = bench.PIECES if arguments.what == "pieces" else _peers().PEERS
+    comparison = bench.peers() if arguments.what == "peers" else None
+    known = bench.PIECES if comparison is None else comparison.PEERS
     given = {"shape": bench.SHAPES, "piece": known, "peer": known}
     for option, other in (("piece", "peers"), ("dtype", "peers"), ("peer", "pieces")):
         if getattr(arguments, option) is not None and arguments.what == other:
@@ -263,8 +264,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     }
     if arguments.seconds is not None:
         keywords["seconds"] = arguments.seconds
-    if arguments.what == "peers":
-        _peers().bench_peers(shapes, arguments.peer or list(known), **keywords)
+    if comparison is not None:
+        comparison.bench_peers(shapes, arguments.peer or list(known), **keywords)
     else:
         dtype: Any = arguments.dtype or "float32"
         bench.bench(shapes, arguments.piece or list(known), dtype=dtype, **keywords)
@@ -280,12 +281,6 @@ def _gallery(arguments: argparse.Namespace) -> int:
         return 0
     print(gallery.write(arguments.names, arguments.output, progress=arguments.progress))
     return 0
-
-
-def _peers() -> Any:
-    from natgrad import peers
-
-    return peers
 
 
 def _loaded(path: str) -> "Agent":
@@ -351,6 +346,12 @@ def _parser() -> argparse.ArgumentParser:
         help="progress bar (default: if stderr is a terminal)",
     )  # fmt: skip
     train.add_argument("-v", "--verbose", action="store_true", help="print a table per update")
+    defaults = "; ".join(values.text_of(cls()) for cls in values.CLASSES.values())
+    train.epilog = (
+        "A VALUE is a number, a name, or how a value of natgrad is made, in quotes, such as "
+        "'AdaptiveDamping(0.1, low=1e-4)'. What is left out is at its default: "
+        f"{defaults}."
+    )
     _add_options(train)
 
     presets = _command(
@@ -408,8 +409,8 @@ def _parser() -> argparse.ArgumentParser:
         _bench,
         "measure the speed of this machine's natgrad",
         "Times every piece of the core on problems of several shapes, as GFLOP/s and fraction of "
-        "the measured peak. `natgrad bench peers` times whole updates against other libraries, in "
-        "turn. Answers are checked before they are timed.",
+        "the measured peak. `natgrad bench peers`, in a checkout of the repository, times whole "
+        "updates against other libraries, in turn. Answers are checked before they are timed.",
     )
     bench.add_argument("what", nargs="?", choices=("pieces", "peers"), default="pieces")
     bench.add_argument("--shape", nargs="+", metavar="NAME",
@@ -490,19 +491,28 @@ def _default(name: str, owners: list[str]) -> str:
 
 def _add_option(group: Any, field: dataclasses.Field[Any], annotation: Any, default: str) -> None:
     flag = f"--{field.name.replace('_', '-')}"
-    text = f"{field.metadata['help']} (default: {default})".replace("%", "%%")
-    keywords: dict[str, Any] = {"default": NOT_GIVEN, "help": text, "dest": field.name}
+    keywords: dict[str, Any] = {"default": NOT_GIVEN, "dest": field.name}
+    wanted = range_of(field, annotation)
     if annotation is bool:
         keywords |= {"action": argparse.BooleanOptionalAction}
+        wanted = ""  # which the flag says
     elif typing.get_origin(annotation) is Literal:
         keywords |= {"choices": typing.get_args(annotation)}
+        wanted = ""
     elif typing.get_origin(annotation) is tuple:
         keywords |= {"type": _integers, "metavar": "N,N"}
+        wanted = "integers separated by commas, or none"
     elif annotation in (int, float):
         keywords |= {"type": annotation, "metavar": "N" if annotation is int else "X"}
-    else:
+    elif annotation == Mapping[str, Any]:
         keywords |= {"type": _json_object, "metavar": "JSON"}
-    group.add_argument(flag, **keywords)
+        wanted = ""
+    else:
+        keywords |= {"type": _number_or_text, "metavar": "VALUE"}
+    source = field.metadata["source"]
+    details = [wanted, f"default: {default}" + (f", {source}" if source else "")]
+    text = f"{field.metadata['help']} ({'; '.join(filter(None, details))})"
+    group.add_argument(flag, help=text.replace("%", "%%"), **keywords)
 
 
 def _shown(field: dataclasses.Field[Any]) -> str:
@@ -513,12 +523,19 @@ def _shown(field: dataclasses.Field[Any]) -> str:
     return str(field.default)
 
 
+def _number_or_text(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def _integers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(item) for item in text.split(",")) if text != "none" else ()
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is wanted as integers with commas between, such as 64,64, or none"
+            f"{text!r} is neither integers separated by commas, such as 64,64, nor none"
         ) from None
 
 
@@ -528,7 +545,7 @@ def _json_object(text: str) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object such as '{{\"key\": 1}}'")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object such as '{{\"key\": 1}}'")
     return value
 
 
@@ -538,7 +555,7 @@ def _count(text: str) -> int:
     except ValueError:
         value = 0.0
     if value < 1 or not value.is_integer():
-        raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1")
     return int(value)
 
 

@@ -7,11 +7,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from natgrad import _core
+from natgrad._core import ParameterBlock as ParameterBlock
 
 if TYPE_CHECKING:
     from gymnasium import Space
 
-__all__ = ["Policy", "ValueFunction"]
+__all__ = ["ParameterBlock", "Policy", "ValueFunction"]
 
 _DISTRIBUTIONS: dict[str, Callable[..., _core.Distribution]] = {
     "Categorical": _core.Categorical,

@@ -64,21 +64,21 @@ class ActionDecoder:
     """Turns what a policy samples into actions of a space.
 
     Discrete maps to `Categorical`, MultiDiscrete to `MultiCategorical`, MultiBinary to `Bernoulli`
-    and Box to `DiagonalGaussian`, `Beta` or `SquashedGaussian`. Actions of a Gaussian are clipped
-    here, on their way to the environment; the likelihood knows the unclipped sample only. Those of
-    the other two get their bounds here, by `to_bounds`.
+    and Box to `DiagonalGaussian`, `Beta` or `SquashedGaussian`. Gaussian actions are clipped here,
+    on their way to the environment; the likelihood is that of the unclipped sample. Beta and
+    squashed Gaussian actions are mapped to the bounds of the space here, by `to_bounds`.
 
     Args:
         space: the action space of one environment.
-        distribution: of actions in a Box: "gaussian", "beta" or "squashed". The latter two want one
-            that is bounded in all directions.
+        distribution: for actions in a Box: "gaussian", "beta" or "squashed". The latter two need a
+            Box that is bounded in all directions.
 
     Attributes:
         distribution: of the samples.
         bounds: (low, high) of a Box, in its shape, where samples have to be clipped; else None.
 
     Raises:
-        ValueError: there is no distribution for this space, or not the one asked for.
+        ValueError: there is no distribution for this space, or not the requested one.
     """
 
     def __init__(

@@ -171,9 +171,8 @@ void DirectSolver<T>::add_tile(const Linearization<T>& network, Index columns, F
       T* to = h + pair * kTile;
       for (Index r = 0; r < depth; ++r) to[r] = x[r] * y[r];
     });
-    kernels::adjoint_table<T>().inner_products({d, block.outers, kTile, h, block.inners, kTile,
-                                                depth, sums + block.offset, block.inners,
-                                                overwrite});
+    kernels::active<T>().inner_products({d, block.outers, kTile, h, block.inners, kTile, depth,
+                                         sums + block.offset, block.inners, overwrite});
   }
 }
 
@@ -278,10 +277,11 @@ bool DirectSolver<T>::solve_dense(const Linearization<T>& network, Index columns
 //
 // Rows are ordered by k, then n, so that a row of h . h' multiplies rows of d . d' as vectors.
 template <class T>
-void DirectSolver<T>::make_gram(Linearization<T>* network, bool with_free) {
-  const Network<T>& model = network->network();
-  const Index parts = part_count(model, with_free), rows = network->rows();
-  const Index columns = network->adjoint_columns(), size = columns * rows;
+void DirectSolver<T>::make_gram(CachedAdjoints<T>* adjoints, bool with_free) {
+  const Linearization<T>& network = adjoints->network();
+  const Network<T>& model = network.network();
+  const Index parts = part_count(model, with_free), rows = network.rows();
+  const Index columns = adjoints->columns(), size = columns * rows;
   const Index padded = round_up(rows, kLanes<T>), stride = leading_dimension<T>(columns * padded);
   const Index input_stride = leading_dimension<T>(rows);
   adjoints_.resize(static_cast<std::size_t>(parts));
@@ -294,15 +294,15 @@ void DirectSolver<T>::make_gram(Linearization<T>* network, bool with_free) {
     for (Index k = 0; k < columns; ++k) {
       Matrix<const T> d;
       if (l < model.layers().size()) {
-        d = network->adjoint_rows(l, 0, rows, k);
+        d = adjoints->rows(l, 0, rows, k);
       } else {
-        d = network->adjoint_rows(l - 1, 0, rows, k);
+        d = adjoints->rows(l - 1, 0, rows, k);
         d.data += model.spec().outputs;
       }
       d.columns = part.out;
       transpose<T>(d, adjoints_[l].data() + k * padded, stride);
     }
-    if (part.in > 1) transpose<T>(network->layer_input(l), inputs_[l].data(), input_stride);
+    if (part.in > 1) transpose<T>(network.layer_input(l), inputs_[l].data(), input_stride);
   }
 
   factor_.resize(size * leading_dimension<double>(size));
@@ -313,7 +313,7 @@ void DirectSolver<T>::make_gram(Linearization<T>* network, bool with_free) {
       buffer->resize(kBand * stride);
     }
   }
-  const auto& accumulate = kernels::table<T>().accumulate;
+  const auto& accumulate = kernels::active<T>().accumulate;
   parallel_for(static_cast<int>(columns * bands), [&](int task, int index) {
     Worker& worker = workers_[static_cast<std::size_t>(index)];
     const Index k = task / bands, n = task % bands * kBand, height = std::min(kBand, rows - n);
@@ -359,10 +359,11 @@ void DirectSolver<T>::make_gram(Linearization<T>* network, bool with_free) {
 }
 
 template <class T>
-bool DirectSolver<T>::solve_sample(Linearization<T>* network, const double* free, const double* b,
+bool DirectSolver<T>::solve_sample(CachedAdjoints<T>* adjoints, const double* free, const double* b,
                                    double damping, double* x) {
-  make_gram(network, free == nullptr);
-  const Index rows = network->rows(), columns = network->adjoint_columns(), size = columns * rows;
+  make_gram(adjoints, free == nullptr);
+  const Index rows = adjoints->network().rows(), columns = adjoints->columns(),
+              size = columns * rows;
   const Matrix<double> u{factor_.data(), size, size, leading_dimension<double>(size)};
   double trace = 0;
   for (Index i = 0; i < size; ++i) {
@@ -372,7 +373,7 @@ bool DirectSolver<T>::solve_sample(Linearization<T>* network, const double* free
   if (!(damping > rounding<T>(trace)) || !cholesky(u, damping / 2, &cholesky_)) return false;
 
   coefficients_.resize(size);
-  network->sweep_adjoints(
+  adjoints->sweep(
       b,
       [&](Index first, Matrix<T> s) {
         for (Index r = 0; r < s.rows; ++r) {
@@ -383,7 +384,7 @@ bool DirectSolver<T>::solve_sample(Linearization<T>* network, const double* free
       },
       nullptr);
   cholesky_solve(u, coefficients_.data());
-  network->sweep_adjoints(
+  adjoints->sweep(
       nullptr,
       [&](Index first, Matrix<T> s) {
         for (Index r = 0; r < s.rows; ++r) {
@@ -393,7 +394,7 @@ bool DirectSolver<T>::solve_sample(Linearization<T>* network, const double* free
         }
       },
       x);
-  const Network<T>& model = network->network();
+  const Network<T>& model = adjoints->network().network();
   const Index count = model.parameter_count(), offset = model.free_offset();
   for (Index i = 0; i < count; ++i) x[i] = (b[i] - x[i]) / damping;
   for (Index i = 0; free != nullptr && i < model.spec().free_outputs; ++i) {

@@ -11,6 +11,7 @@
 #include <Eigen/Eigenvalues>
 
 #include "natgrad/fisher/cost_model.hpp"
+#include "natgrad/model/cached_adjoints.hpp"
 #include "natgrad/solvers/cholesky.hpp"
 
 namespace natgrad {
@@ -31,10 +32,10 @@ class DirectSolver {
   bool solve_dense(const Linearization<T>& network, Index columns, Fill fill, const double* free,
                    const double* b, double damping, double* x, double* fx);
 
-  // The same by the sample form, from adjoints that the network keeps, without fx. False if the
+  // The same by the sample form, from the adjoints, without fx. False if the
   // damping is not above the rounding error of the Gram matrix.
-  bool solve_sample(Linearization<T>* network, const double* free, const double* b, double damping,
-                    double* x);
+  bool solve_sample(CachedAdjoints<T>* adjoints, const double* free, const double* b,
+                    double damping, double* x);
 
  private:
   // The part of theta that belongs to one layer; the free outputs of J are one more, with no input but the bias.
@@ -62,7 +63,7 @@ class DirectSolver {
   void provide_workers(const Network<T>& network, Index columns);
   void add_tile(const Linearization<T>& network, Index columns, Fill fill, Index first, Index rows,
                 bool overwrite, T* sums, Worker* worker) const;
-  void make_gram(Linearization<T>* network, bool with_free);
+  void make_gram(CachedAdjoints<T>* adjoints, bool with_free);
 
   std::vector<Block> blocks_;  // pairs of layers
   Index sums_size_ = 0;

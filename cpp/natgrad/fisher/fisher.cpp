@@ -114,7 +114,7 @@ bool Fisher<T>::solve(Solver form, const double* b, double more_damping, double*
                                fx);
   }
   adjoints_.prepare(policy_, &metric_);
-  if (!direct_.solve_sample(&policy_->network, free, b, total, x)) return false;
+  if (!direct_.solve_sample(&policy_->adjoints, free, b, total, x)) return false;
   adjoints_.product(x, fx);
   return true;
 }
@@ -133,8 +133,8 @@ void Fisher<T>::kronecker_sums(Index every, bool all_columns, KroneckerSums* sum
   const Index columns = metric_.adjoint_columns();
   const bool several = metric_.kind() == FisherKind::exact && columns > 1;
   const Index count = several && all_columns ? columns : 1;
-  policy_->network.kronecker_sums(
-      every, count,
+  natgrad::kronecker_sums<T>(
+      &policy_->network, every, count,
       [&](Index first, Index step, Index column, Matrix<T> d) {
         if (several && !all_columns) {
           metric_.signed_root(first, step, d);
@@ -148,7 +148,7 @@ void Fisher<T>::kronecker_sums(Index every, bool all_columns, KroneckerSums* sum
 template <class T>
 double Fisher<T>::trace() {
   metric_.prepare();
-  const double undamped = policy_->network.squared_gradients([&](Index first, Matrix<T> d) {
+  const double undamped = squared_gradients<T>(&policy_->network, [&](Index first, Matrix<T> d) {
     if (metric_.kind() == FisherKind::exact) {
       metric_.signed_root(first, 1, d);
     } else {

@@ -15,6 +15,7 @@
 #include "natgrad/fisher/direct_solver.hpp"
 #include "natgrad/fisher/linear_gaussian.hpp"
 #include "natgrad/fisher/products.hpp"
+#include "natgrad/model/batch_sums.hpp"
 
 namespace natgrad {
 

@@ -47,7 +47,7 @@ Index inversion_scratch(Index n) {
 // All of its n^3 multiply-adds are the kernel's. False where a pivot is lost in rounding.
 template <class T>
 bool invert(T* a, Index n, Index stride, T* scratch) {
-  const kernels::Table<T>& kernel = kernels::table<T>();
+  const kernels::Kernels<T>& kernel = kernels::active<T>();
   T* panel = scratch;                  // A_KJ, with A_KK
   T* swept = panel + kSweep * stride;  // B A_KJ
   double b[kSweep][kSweep];
@@ -192,13 +192,13 @@ void KroneckerFactors<T>::apply(const double* r, double* z) {
         const Index rows = by_adjoints ? in : out;  // of G
         const Index begin = rows * band / bands, count = rows * (band + 1) / bands - begin;
         if (by_adjoints) {
-          kernels::table<T>().accumulate({out, block.v.data() + begin, v_stride, count,
-                                          block.adjoints_inverse.data(), u_stride, out,
-                                          block.u.data() + begin * u_stride, u_stride, true});
+          kernels::active<T>().accumulate({out, block.v.data() + begin, v_stride, count,
+                                           block.adjoints_inverse.data(), u_stride, out,
+                                           block.u.data() + begin * u_stride, u_stride, true});
         } else {
-          kernels::table<T>().accumulate({in, block.u.data() + begin, u_stride, count,
-                                          block.inputs_inverse.data(), v_stride, in,
-                                          block.v.data() + begin * v_stride, v_stride, true});
+          kernels::active<T>().accumulate({in, block.u.data() + begin, u_stride, count,
+                                           block.inputs_inverse.data(), v_stride, in,
+                                           block.v.data() + begin * v_stride, v_stride, true});
         }
       }
     });

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "natgrad/model/batch_sums.hpp"
+
 namespace natgrad {
 
 template <class T>
@@ -20,7 +22,7 @@ void LinearGaussian<T>::attach(LinearizedPolicy<T>* policy, const double* weight
     policy->linear.input_gram(gram_.data());
   } else {
     policy->provide_activations();
-    policy->network.input_gram(uniform ? nullptr : weights, gram_.data());
+    natgrad::input_gram<T>(&policy->network, uniform ? nullptr : weights, gram_.data());
   }
   if (uniform) gram_ *= weights[0];
   weight_ = gram_(in_, in_);

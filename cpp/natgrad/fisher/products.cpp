@@ -42,11 +42,11 @@ double Passes<T>::add_quadratic_form(const double* v, double sum) {
 
 template <class T>
 void Adjoints<T>::prepare(LinearizedPolicy<T>* policy, OutputMetric<T>* metric) {
-  if (network_ != nullptr) return;
+  if (policy_ != nullptr) return;
   metric->prepare();
-  network_ = &policy->network;
+  policy_ = policy;
   metric_ = metric;
-  network_->keep_adjoints(metric->adjoint_columns(), [&](Index first, Index column, Matrix<T> d) {
+  policy->adjoints.keep(&policy->network, metric->adjoint_columns(), [&](Index first, Index column, Matrix<T> d) {
     metric_->root_column(first, 1, column, d);
   });
   metric->free_diagonal();
@@ -54,17 +54,17 @@ void Adjoints<T>::prepare(LinearizedPolicy<T>* policy, OutputMetric<T>* metric) 
 
 template <class T>
 void Adjoints<T>::product(const double* v, double* out) {
-  network_->sweep_adjoints(v, [](Index, Matrix<T>) {}, out);
+  policy_->adjoints.sweep(v, [](Index, Matrix<T>) {}, out);
   const double* free = metric_->separate_diagonal();
-  const Index offset = network_->network().free_offset();
-  const Index count = network_->network().spec().free_outputs;
+  const Index offset = policy_->network.network().free_offset();
+  const Index count = policy_->network.network().spec().free_outputs;
   for (Index i = 0; free != nullptr && i < count; ++i) out[offset + i] = free[i] * v[offset + i];
 }
 
 template <class T>
 double Adjoints<T>::add_quadratic_form(const double* v, double sum) {
-  forms_.resize(network_->rows());
-  network_->sweep_adjoints(
+  forms_.resize(policy_->network.rows());
+  policy_->adjoints.sweep(
       v,
       [&](Index first, Matrix<T> s) {
         for (Index r = 0; r < s.rows; ++r) {
@@ -77,8 +77,8 @@ double Adjoints<T>::add_quadratic_form(const double* v, double sum) {
       },
       nullptr);
   const double* free = metric_->separate_diagonal();
-  const Index offset = network_->network().free_offset();
-  const Index count = network_->network().spec().free_outputs;
+  const Index offset = policy_->network.network().free_offset();
+  const Index count = policy_->network.network().spec().free_outputs;
   for (Index i = 0; free != nullptr && i < count; ++i) {
     sum += free[i] * v[offset + i] * v[offset + i];
   }

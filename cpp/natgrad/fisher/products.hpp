@@ -25,7 +25,7 @@ class Passes {
 template <class T>
 class Adjoints {
  public:
-  void detach() { network_ = nullptr; }
+  void detach() { policy_ = nullptr; }
   // Makes the adjoints, once until they are detached.
   void prepare(LinearizedPolicy<T>* policy, OutputMetric<T>* metric);
   void product(const double* v, double* out);
@@ -33,7 +33,7 @@ class Adjoints {
   double add_quadratic_form(const double* v, double sum);
 
  private:
-  Linearization<T>* network_ = nullptr;
+  LinearizedPolicy<T>* policy_ = nullptr;
   OutputMetric<T>* metric_ = nullptr;
   Buffer<double> forms_;  // (N)
 };

@@ -8,7 +8,7 @@ namespace natgrad {
 namespace {
 // In multiples of the damping, what keeps inner iterations from following a part of the batch where it
 // differs from the whole: in its Fisher matrix, and in its Kronecker factors
-// (benchmarks/time_to_accuracy.py).
+// (benchmarks/solvers/time_to_accuracy.py).
 constexpr double kPartDamping = 1.5, kFactorDamping = 8;
 }  // namespace
 

@@ -217,7 +217,7 @@ class EvalCallback(Callback):
             # By the id where there is one: options and EnvPool go with ids alone.
             best = type(agent).load(path, agent.env_id or agent.make_env)
         except (CheckpointError, ValueError) as error:
-            warnings.warn(f"{error}; the best agent is sought anew", stacklevel=2)
+            warnings.warn(f"{error}; the search for the best agent starts over", stacklevel=2)
             return
         with closing(best):
             self.best = self._evaluate(best, self._env or agent.make_env)

@@ -1,34 +1,59 @@
-"""Options of the agents: one field each with its default, range and help text.
+"""Options of the agents: one field each with default, range, source and help.
 
-The command line is generated from these classes, so that both say the same.
+Everything else follows from the fields: the checks, the command line with its help, what
+config.json and checkpoints hold, and the arguments of the core's objects, which take the fields of
+a group.
 """
+
+# ruff: noqa: RUF009 (`_option` is `dataclasses.field`)
 
 import dataclasses
 import difflib
 import math
+import types
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-__all__ = ["AgentConfig", "NPGConfig", "REINFORCEConfig", "TRPOConfig"]
+from natgrad import _core
+from natgrad.agents import values
+
+__all__ = ["AgentConfig", "NPGConfig", "REINFORCEConfig", "TRPOConfig", "range_of"]
+
+Update = _core.TrustRegionUpdate | _core.PolicyGradientUpdate
+CriticFit = _core.GaussNewtonFit | _core.AdamFit
 
 
-def _option(default: Any, group: str, text: str, *, low: float | None = None,
-            high: float | None = None, above: float | None = None) -> Any:  # fmt: skip
-    """A field with its help text and range: low <= value <= high, above < value."""
-    metadata = {"group": group, "help": text, "low": low, "high": high, "above": above}
+def _option(
+    default: Any,
+    group: str,
+    text: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    source: str | None = None,
+) -> Any:
+    """A field with its help text, its range and where its default comes from.
+
+    Numbers are in low <= value <= high and above < value; the values of the core check themselves.
+    """
+    metadata = {
+        "group": group, "help": text, "low": low, "high": high, "above": above, "source": source,
+    }  # fmt: skip
     if isinstance(default, Mapping):
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgentConfig:
+class AgentConfig(ABC):
     """Options that all agents share.
 
     Construction checks every field and raises ValueError or TypeError with the name of the option,
-    what was given and what is wanted.
+    what was given and what is wanted. An option value may be given as the text of its constructor.
     """
 
     seed: int = _option(0, "run", "root of all random streams", low=0)
@@ -37,7 +62,7 @@ class AgentConfig:
         "sync", "run", "step the copies in turn (sync) or in one process each (async)"
     )
     stepper: Literal["gymnasium", "envpool"] = _option(
-        "gymnasium", "run", "who steps the environment: itself, or EnvPool's task of the same id"
+        "gymnasium", "run", "what steps the environments: Gymnasium, or EnvPool's task of this id"
     )
     env_options: Mapping[str, Any] = _option(
         {}, "run", "keyword arguments for gymnasium.make or EnvPool, as a JSON object on the "
@@ -46,9 +71,12 @@ class AgentConfig:
     batch_size: int = _option(
         2048, "learning", "environment steps per update, over all copies", low=2
     )
-    # As Rajeswaran et al. (2017); 0.99 costs a quarter or more on HalfCheetah-v5 and Hopper-v5, and
-    # is better where it is a preset (docs/results.md).
-    gamma: float = _option(0.995, "learning", "discount factor", low=0.0, high=1.0)
+    # 0.99 costs a quarter or more on HalfCheetah-v5 and Hopper-v5, and is better where it is a
+    # preset (docs/results.md).
+    gamma: float = _option(
+        0.995, "learning", "discount factor", low=0.0, high=1.0,
+        source="Rajeswaran et al. 2017",
+    )  # fmt: skip
     gae_lambda: float = _option(
         0.95, "learning", "lambda of generalised advantage estimation", low=0.0, high=1.0
     )
@@ -61,28 +89,28 @@ class AgentConfig:
     hidden: tuple[int, ...] = _option(
         (64, 64), "policy", "widths of the hidden layers; empty for a linear policy", low=1
     )
-    activation: Literal["tanh", "relu", "elu", "silu", "gelu", "identity"] = _option(
-        "tanh", "policy", "activation of the hidden layers"
-    )
     distribution: Literal["gaussian", "beta", "squashed"] = _option(
-        "gaussian", "policy", "of actions in a Box: Gaussian, clipped on the way to the "
-        "environment; beta or squashed (Gaussian under tanh), within the bounds",
+        "gaussian", "policy", "distribution of actions in a Box: Gaussian, clipped on the way to "
+        "the environment; beta or squashed (Gaussian under tanh), within the bounds",
     )  # fmt: skip
     log_std_init: float = _option(
         0.0, "policy", "initial logarithm of the standard deviation of Gaussian actions",
         low=-20.0, high=2.0,
     )  # fmt: skip
+    activation: Literal["tanh", "relu", "elu", "silu", "gelu", "identity"] = _option(
+        "tanh", "networks", "activation of the hidden layers"
+    )
     init: Literal["orthogonal", "scaled"] = _option(
-        "orthogonal", "policy", "initialisation of the weights"
+        "orthogonal", "networks", "initialisation of the weights"
     )
     dtype: Literal["float32", "float64"] = _option(
-        "float32", "policy", "type of parameters and observations"
+        "float32", "networks", "type of parameters and observations"
     )
     fourier_features: int = _option(
-        0, "policy", "random Fourier features in front of the networks; 0 for none", low=0
+        0, "networks", "random Fourier features in front of the networks; 0 for none", low=0
     )
     fourier_bandwidth: float = _option(
-        1.0, "policy", "length scale of the Fourier features", above=0.0
+        1.0, "networks", "length scale of the Fourier features", above=0.0
     )
     critic: Literal["gauss_newton", "adam"] = _option(
         "gauss_newton", "critic", "how the value function is fitted"
@@ -90,26 +118,26 @@ class AgentConfig:
     critic_hidden: tuple[int, ...] = _option(
         (64, 64), "critic", "widths of the hidden layers", low=1
     )
-    critic_steps: int = _option(4, "critic", "gauss_newton: steps per update", low=1)
+    critic_steps: int = _option(4, "critic by gauss_newton", "steps per update", low=1)
     critic_cg_iterations: int = _option(
-        5, "critic", "gauss_newton: conjugate gradient iterations per step", low=1
+        5, "critic by gauss_newton", "conjugate gradient iterations per step", low=1
     )
     critic_damping: float = _option(
-        0.1, "critic", "gauss_newton: initial damping, adapted from step to step", above=0.0
+        0.1, "critic by gauss_newton", "initial damping, adapted from step to step", above=0.0
     )
     critic_max_change: float = _option(
-        1.0, "critic", "gauss_newton: largest mean squared change of the scaled predictions "
-        "in one step", above=0.0,
+        1.0, "critic by gauss_newton", "largest mean squared change of the scaled predictions in "
+        "one step", above=0.0,
     )  # fmt: skip
-    critic_epochs: int = _option(10, "critic", "adam: passes over the batch per update", low=1)
-    critic_minibatch_size: int = _option(64, "critic", "adam: observations per step", low=1)
-    critic_learning_rate: float = _option(1e-3, "critic", "adam: learning rate", above=0.0)
+    critic_epochs: int = _option(10, "critic by adam", "passes over the batch per update", low=1)
+    critic_minibatch_size: int = _option(64, "critic by adam", "observations per step", low=1)
+    critic_learning_rate: float = _option(1e-3, "critic by adam", "learning rate", above=0.0)
 
     def __post_init__(self) -> None:
-        for name, annotation in typing.get_type_hints(type(self)).items():
-            metadata = type(self).__dataclass_fields__[name].metadata
-            value = _checked(name, annotation, getattr(self, name), metadata)
-            object.__setattr__(self, name, value)
+        hints = typing.get_type_hints(type(self))
+        for option in dataclasses.fields(self):
+            value = _checked(option, hints[option.name], getattr(self, option.name))
+            object.__setattr__(self, option.name, value)
         if self.stepper == "envpool" and self.vectorization != "sync":
             raise ValueError(
                 f"vectorization is {self.vectorization!r} with stepper 'envpool'; wanted 'sync': "
@@ -143,103 +171,82 @@ class AgentConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON types; `from_options` takes them back."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    def group(self, name: str, prefix: str = "") -> dict[str, Any]:
+        """The options of a group, with their names less a prefix, as arguments."""
         return {
-            f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value
+            f.name.removeprefix(prefix): getattr(self, f.name)
             for f in dataclasses.fields(self)
+            if f.metadata["group"] == name
         }
+
+    @abstractmethod
+    def build_update(self) -> Update:
+        """The update of the policy."""
+
+    def build_critic_fit(self, seed: int) -> CriticFit:
+        """The fit of the critic; `seed` is that of the order of the minibatches."""
+        arguments = self.group(f"critic by {self.critic}", "critic_")
+        if self.critic == "gauss_newton":
+            return _core.GaussNewtonFit(**arguments)
+        return _core.AdamFit(**arguments, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NPGConfig(AgentConfig):
     """Options of `natgrad.NPG`: the closed-form step to the boundary of the trust region."""
 
-    # Schulman et al. (2015) bound the mean KL divergence by 0.01; damping and accuracy, that of ten
-    # plain products, are those of the reference implementation of the same authors. The accuracy is
-    # reached in less time (docs/decisions/0022-*.md).
     max_kl: float = _option(
-        0.01, "trust region", "largest mean KL(old || new) of an update, in nats", above=0.0
-    )
+        0.01, "trust region", "largest mean KL(old || new) of an update, in nats", above=0.0,
+        source="Schulman et al. 2015",
+    )  # fmt: skip
     # A step of fixed length cannot come to rest in noise; PPO's settings let theirs shrink in the
     # same way (Schulman et al. 2017, table 5).
     max_kl_end: float = _option(
-        1.0, "trust region", "part of max_kl that is left at the end of training, to which it "
-        "falls linearly", above=0.0, high=1.0,
+        1.0, "schedule", "fraction of max_kl at the end of training, to which the bound falls "
+        "linearly", above=0.0, high=1.0,
     )  # fmt: skip
     log_std_min: float = _option(
         -20.0, "trust region", "floor of the logarithm of the standard deviation of Gaussian "
         "actions", low=-20.0, high=2.0,
     )  # fmt: skip
-    damping: float = _option(0.1, "trust region", "added to the Fisher matrix's diagonal", low=0.0)
-    damping_mode: Literal["fixed", "trace", "adaptive"] = _option(
-        "fixed", "trust region", "damping as it is, times the mean of the Fisher matrix's "
-        "diagonal, or adapted from update to update by Levenberg and Marquardt's rule",
+    # The accuracy of ten plain products is reached in less time (docs/decisions/0022-*.md).
+    damping: float | _core.FixedDamping | _core.TraceDamping | _core.AdaptiveDamping = _option(
+        0.1, "trust region", "added to the diagonal of the Fisher matrix: a number, or a rule",
+        low=0.0, source="the code of Schulman et al. 2015",
     )  # fmt: skip
-    damping_min: float = _option(1e-5, "trust region", "adaptive damping: lower bound", above=0.0)
-    damping_max: float = _option(10.0, "trust region", "adaptive damping: upper bound", above=0.0)
     cg_iterations: int = _option(
-        10, "trust region", "conjugate gradient iterations: Fisher products at most", low=1
-    )
-    cg_rtol: float = _option(
-        1e-10, "trust region", "relative residual at which conjugate gradients stop", low=0.0
-    )
-    solver: Literal["auto", "cg", "direct"] = _option(
+        10, "trust region", "Fisher-vector products per update at most", low=1,
+        source="the code of Schulman et al. 2015",
+    )  # fmt: skip
+    solver: Literal["auto", "cg", "direct"] | _core.ConjugateGradient = _option(
         "auto", "trust region", "solve by conjugate gradients (cg), without iterations where there "
-        "is a way (direct), or as a cost model says is faster",
+        "is a way (direct), or as a cost model says is faster (auto)",
     )  # fmt: skip
-    preconditioner: Literal["none", "auto", "kfac", "subsample", "diagonal", "nystrom"] = _option(
-        "auto", "trust region", "of the conjugate gradients; auto: kfac where it is as accurate as "
-        "cg_iterations plain ones in less time",
+    preconditioner: (
+        Literal["none", "auto", "kfac", "subsample"] | _core.KFac | _core.Subsample
+    ) = _option(
+        "auto", "trust region", "preconditioner of the conjugate gradients; auto takes kfac where "
+        "it is as accurate as cg_iterations plain iterations in less time",
     )  # fmt: skip
-    kfac_every: int = _option(
-        2, "trust region", "kfac: average the factors over every so-manieth observation", low=1
-    )
-    kfac_refresh: int = _option(
-        1, "trust region", "kfac: updates that share one average of the factors", low=1
-    )
-    kfac_decay: float = _option(
-        0.0, "trust region", "kfac: weight of the averages so far in a new one", low=0.0, high=0.999
-    )
-    subsample_every: int = _option(
-        6, "trust region", "subsample: inner iterations on every so-manieth observation", low=1
-    )
-    subsample_iterations: int = _option(
-        4, "trust region", "subsample: inner iterations for each outer one", low=1
-    )
-    nystrom_rank: int = _option(
-        20, "trust region", "nystrom: products that it is built from", low=1
-    )
-    cg_last_residual: bool = _option(
-        True, "trust region", "measure the residual after the last product, too; half of that "
-        "product is saved if not",
-    )  # fmt: skip
-    cg_progress_tolerance: float = _option(
-        0.0, "trust region", "progress of the quadratic model per iteration, relative to its "
-        "value, below which conjugate gradients stop; 0 for none", low=0.0,
-    )  # fmt: skip
-    cg_progress_window: int = _option(
-        3, "trust region", "iterations over which that progress is averaged", low=1
-    )
-    warm_start: bool = _option(
-        False, "trust region", "start conjugate gradients from the last step"
-    )
     fisher: Literal["exact", "empirical"] = _option(
-        "exact", "trust region", "Fisher matrix of the policy, or of the actions taken"
-    )
+        "exact", "trust region", "expectation over the actions of the policy (exact), or mean over "
+        "those taken (empirical)",
+    )  # fmt: skip
     curvature_fraction: float = _option(
-        1.0, "trust region", "part of the batch that the Fisher matrix is averaged over",
+        1.0, "trust region", "fraction of the batch over which the Fisher matrix is averaged",
         above=0.0, high=1.0,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low, high = self.damping_min, self.damping_max
-        if low > high:
-            raise ValueError(f"damping_min is {low}; wanted at most damping_max = {high}")
-        if self.damping_mode == "adaptive" and not low <= self.damping <= high:
-            raise ValueError(
-                f"damping is {self.damping} with damping_mode 'adaptive'; wanted a number between "
-                f"damping_min = {low} and damping_max = {high}"
-            )
+        self.build_update()  # checks what concerns several options
+
+    def build_update(self) -> _core.TrustRegionUpdate:
+        """The update of the policy, with a line search if there is an option for it."""
+        arguments = {"line_search": None, **self.group("trust region")}
+        return _core.TrustRegionUpdate(normalize_advantages=True, **arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,16 +257,9 @@ class TRPOConfig(NPGConfig):
     max_kl: float = _option(
         0.03, "trust region", "largest mean KL(old || new) of an update, in nats", above=0.0
     )
-    line_search_shrink: float = _option(
-        0.8, "line search", "factor by which a rejected step is shortened", above=0.0, high=0.99
+    line_search: _core.LineSearch = _option(
+        _core.LineSearch(), "trust region", "how a step is shortened until it is acceptable"
     )
-    line_search_max_backtracks: int = _option(
-        10, "line search", "candidates before the update is given up", low=1
-    )
-    line_search_accept_ratio: float = _option(
-        0.0, "line search", "least improvement, as a fraction of the expected one",
-        low=0.0, high=0.99,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,47 +269,108 @@ class REINFORCEConfig(AgentConfig):
     learning_rate: float = _option(0.01, "policy gradient", "length of a step", above=0.0)
     optimizer: Literal["adam", "sgd"] = _option("adam", "policy gradient", "how steps are taken")
 
+    def build_update(self) -> _core.PolicyGradientUpdate:
+        """The update of the policy."""
+        return _core.PolicyGradientUpdate(
+            **self.group("policy gradient"), normalize_advantages=True
+        )
 
-def _checked(name: str, annotation: Any, value: Any, metadata: Mapping[str, Any]) -> Any:
+
+def range_of(option: dataclasses.Field[Any], annotation: Any) -> str:
+    """What an option takes, in words."""
+    names, kinds, classes = _alternatives(annotation)
+    spelled = [f"{cls.__name__}(...)" for cls in classes]
+    if names:
+        return f"one of {', '.join([*names, *spelled])}"
+    if bool in kinds:
+        return "True or False"
+    if kinds and typing.get_origin(kinds[0]) is tuple:
+        return "a sequence of integers"
+    for kind, words in ((int, "an integer"), (float, "a number")):
+        if kind in kinds:
+            spelled = [" ".join([words, _limits(option)]).strip(), *spelled]
+    return _either(spelled) if spelled else "a mapping of names to values"
+
+
+def _alternatives(annotation: Any) -> tuple[list[str], list[Any], list[type]]:
+    """Names, other types and classes of values that an annotation joins by `|`."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    parts = list(typing.get_args(annotation)) if union else [annotation]
+    names = [n for part in parts if _is_literal(part) for n in typing.get_args(part)]
+    classes = [part for part in parts if part in values.CLASSES.values()]
+    kinds = [part for part in parts if not _is_literal(part) and part not in classes]
+    return names, kinds, classes
+
+
+def _is_literal(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is Literal
+
+
+def _checked(option: dataclasses.Field[Any], annotation: Any, value: Any) -> Any:
     """`value` in the type of its field, or an error that names the option."""
-    if typing.get_origin(annotation) is Literal:
-        choices = typing.get_args(annotation)
-        if value not in choices:
-            raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(choices)}")
+    names, kinds, classes = _alternatives(annotation)
+    wanted = f"{option.name} is {value!r}; wanted {range_of(option, annotation)}"
+    if isinstance(value, str) and value in names:
         return value
-    if annotation is bool:
+    if classes:
+        if isinstance(value, str):
+            try:
+                value = values.parse(value)
+            except ValueError as error:
+                raise ValueError(f"{wanted} ({error})") from error
+        if isinstance(value, tuple(classes)):
+            return value
+    if not kinds:
+        raise (TypeError if classes and not isinstance(value, str) else ValueError)(wanted)
+    kind = kinds[0]
+    if kind is bool:
         if not isinstance(value, bool):
-            raise TypeError(f"{name} is {value!r}; wanted True or False")
+            raise TypeError(wanted)
         return value
-    if typing.get_origin(annotation) is tuple:
+    if typing.get_origin(kind) is tuple:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise TypeError(f"{name} is {value!r}; wanted a sequence of integers")
-        return tuple(_number(name, int, item, metadata) for item in value)
-    if annotation in (int, float):
-        return _number(name, annotation, value, metadata)
+            raise TypeError(wanted)
+        each = f"an integer {_limits(option)}"
+        return tuple(_number(option, int, item, each) for item in value)
+    if kind in (int, float):
+        return _number(option, kind, value, range_of(option, annotation))
     if not isinstance(value, Mapping):
-        raise TypeError(f"{name} is {value!r}; wanted a mapping of names to values")
+        raise TypeError(wanted)
     return dict(value)
 
 
-def _number(name: str, kind: type, value: Any, metadata: Mapping[str, Any]) -> int | float:
-    low, high, above = metadata["low"], metadata["high"], metadata["above"]
-    limits = [f"> {above:g}"] if above is not None else []
-    limits += [f">= {low:g}"] if low is not None else []
-    limits += [f"<= {high:g}"] if high is not None else []
-    wanted = ("an integer " if kind is int else "a number ") + " and ".join(limits)
+def _number(
+    option: dataclasses.Field[Any], kind: type[int | float], value: Any, wanted: str
+) -> int | float:
+    message = f"{option.name} is {value!r}; wanted {wanted}"
     try:
-        number: int | float = kind(value)
+        number = kind(value)
         if isinstance(value, bool | str) or number != value or not math.isfinite(number):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise (ValueError if isinstance(value, int | float) else TypeError)(
-            f"{name} is {value!r}; wanted {wanted}"
-        ) from None
+        raise (ValueError if isinstance(value, int | float) else TypeError)(message) from None
+    low, high, above = (option.metadata[limit] for limit in ("low", "high", "above"))
     if (
         (above is not None and number <= above)
         or (low is not None and number < low)
         or (high is not None and number > high)
     ):
-        raise ValueError(f"{name} is {value!r}; wanted {wanted}")
+        raise ValueError(message)
     return number
+
+
+def _limits(option: dataclasses.Field[Any]) -> str:
+    signs = (("above", ">"), ("low", ">="), ("high", "<="))
+    limits = [(sign, option.metadata[name]) for name, sign in signs]
+    return " and ".join(f"{sign} {limit:g}" for sign, limit in limits if limit is not None)
+
+
+def _either(words: list[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _plain(value: Any) -> Any:
+    """A value of an option in JSON types."""
+    if type(value) in values.CLASSES.values():
+        return values.text_of(value)
+    return list(value) if isinstance(value, tuple) else value

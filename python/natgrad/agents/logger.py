@@ -1,4 +1,4 @@
-"""The files that the numbers of a run go to: progress.csv, TensorBoard events, monitor.csv."""
+"""The numbers of a run, and the files they go to: progress.csv, TensorBoard events, monitor.csv."""
 
 import csv
 import importlib
@@ -6,16 +6,64 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from natgrad import _core
 from natgrad.rollouts.rollout import Episode
 
-__all__ = ["CsvSink", "Monitor", "Scalar", "Sink", "TensorBoardSink", "rewrite"]
+__all__ = [
+    "CsvSink",
+    "Monitor",
+    "Scalar",
+    "Sink",
+    "TensorBoardSink",
+    "episode_values",
+    "rewrite",
+    "update_values",
+]
 
 Scalar = float | int | str
+
+
+def episode_values(episodes: Collection[Episode]) -> dict[str, Scalar]:
+    """Means over episodes; nothing if there are none."""
+    if not episodes:
+        return {}
+    rewards, lengths, _ = zip(*episodes, strict=True)
+    return {
+        "rollout/ep_rew_mean": sum(rewards) / len(rewards),
+        "rollout/ep_len_mean": sum(lengths) / len(lengths),
+    }
+
+
+def update_values(report: _core.UpdateReport, fit: _core.FitReport) -> dict[str, Scalar]:
+    """How an update of the policy went, and the fit of the critic after it."""
+    taken = int(report.accepted)  # a candidate that was rejected changed nothing
+    values: dict[str, Scalar] = {
+        "train/status": report.status.name,
+        "train/is_line_search_success": taken,
+        "train/policy_objective": report.surrogate + taken * report.improvement,
+        "train/policy_improvement": taken * report.improvement,
+        "train/expected_improvement": report.expected_improvement,
+        "train/kl_divergence_loss": taken * report.kl,
+        "train/step_fraction": report.step_fraction,
+        "train/gradient_norm": report.gradient_norm,
+        "train/entropy": report.entropy,
+        "train/cg_iterations": report.cg.iterations,
+        "train/cg_products": report.cg.products,
+        "train/cg_residual": report.cg.relative_residual,
+        "train/cg_status": report.cg.status.name,
+        "train/damping": report.damping,
+        "train/reduction_ratio": report.reduction_ratio,
+        "train/value_loss": fit.loss,
+        "train/explained_variance": fit.explained_variance_before,
+    }
+    if not report.accepted:
+        values["train/message"] = report.message
+    return values
 
 
 class Sink(Protocol):

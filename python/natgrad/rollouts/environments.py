@@ -1,19 +1,20 @@
-"""Environments as a rollout wants them: flat observations, derived seeds, faults with an address.
+"""Environments for rollouts: flat observations, derived seeds, errors that name their origin.
 
 Environments cannot be serialised, but their state can be reconstructed. Every episode of
 environment i starts with `reset(seed=...)`, where the seed is derived from (run seed, i, number of
 the episode). Its state is then a function of that seed and of the actions since, so that a few
 integers and the actions of the episode in progress restore it exactly. A `VectorEnv` that the
-caller made resets itself out of our sight: its episodes start anew after loading.
+caller made resets itself, unseen from here: its episodes start again after loading.
 """
 
 import enum
 import os
 import signal
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 import gymnasium
@@ -21,7 +22,6 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-import natgrad.theory.worlds  # noqa: F401  (registers its environments)
 from natgrad.rollouts.pool import EnvPoolStepper
 from natgrad.spaces import ActionDecoder, ObservationEncoder
 
@@ -40,13 +40,17 @@ EnvironmentLike: TypeAlias = str | Callable[[], Env] | VectorEnv[Any, Any, Any]
 
 _FAULT = "natgrad_fault"  # key of the info dictionary under which a guard reports
 
+# Modules that register the environments of a namespace; gymnasium imports them by these names when
+# one of their environments is made.
+_NAMESPACES = {"natgrad": "natgrad.theory.worlds"}
+
 
 class EnvironmentFault(RuntimeError):  # noqa: N818
     """An environment raised, died, or returned something that its spaces do not allow."""
 
 
 class Purpose(enum.IntEnum):
-    """What a derived seed is for; the numbers are part of the meaning of a run's seed."""
+    """What a derived seed is for. Changing a number changes what every run's seed means."""
 
     ENVIRONMENT = 0
     POLICY = 1
@@ -89,9 +93,11 @@ class _Registered:
     options: dict[str, Any]
 
     def __call__(self, **more: Any) -> Env:
+        module = _NAMESPACES.get(self.id.rpartition("/")[0])
+        name = self.id if module is None else f"{module}:{self.id}"
         try:
             # The guard below checks more than gymnasium's passive checker does, in less time.
-            return gymnasium.make(self.id, disable_env_checker=True, **{**self.options, **more})
+            return gymnasium.make(name, disable_env_checker=True, **{**self.options, **more})
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             raise ValueError(f"env: gymnasium cannot make {self.id!r}: {error}") from error
 
@@ -103,7 +109,7 @@ class EnvironmentState:
     Attributes:
         observations: (n, size), what the policy sees next.
         episodes: (n,) int64, number of the episode in progress.
-        returns: (n,) float64, its rewards so far.
+        returns: (n,) float64, the sum of its rewards so far.
         lengths: (n,) int64, its steps so far.
         waiting: (n,) bool, the next step will only reset (NEXT_STEP mode).
         actions: for each environment what the policy sampled since the episode began, an array
@@ -116,6 +122,44 @@ class EnvironmentState:
     lengths: NDArray[np.int64]
     waiting: NDArray[np.bool_]
     actions: list[NDArray[Any] | None]
+
+    def copy(self) -> "EnvironmentState":
+        """One that shares no array that a rollout writes to."""
+        return EnvironmentState(**{f.name: copy(getattr(self, f.name)) for f in fields(self)})
+
+    def pack(self, no_actions: NDArray[Any]) -> tuple[list[int | None], dict[str, NDArray[Any]]]:
+        """Everything as arrays by the names of the attributes; actions one after the other.
+
+        Args:
+            no_actions: (0, ...), with the type and shape of what the policy samples.
+
+        Returns:
+            For each environment the number of its actions, None where they are not kept; arrays.
+        """
+        lengths = [None if actions is None else len(actions) for actions in self.actions]
+        arrays: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        kept = [actions for actions in self.actions if actions is not None and len(actions)]
+        return lengths, {**arrays, "actions": np.concatenate([no_actions, *kept])}
+
+    @staticmethod
+    def unpack(
+        lengths: Sequence[int | None], arrays: Mapping[str, NDArray[Any]]
+    ) -> "EnvironmentState":
+        """What `pack` made arrays of.
+
+        Raises:
+            ValueError: a negative number where something is counted.
+        """
+        for name in ("episodes", "lengths"):
+            if (arrays[name] < 0).any():
+                raise ValueError(f"{name} of environments has negative elements")
+        ends = np.cumsum([length or 0 for length in lengths]).tolist()
+        actions = [
+            None if length is None else arrays["actions"][end - length : end]
+            for length, end in zip(lengths, ends, strict=True)
+        ]
+        others: dict[str, Any] = {name: a for name, a in arrays.items() if name != "actions"}
+        return EnvironmentState(**others, actions=actions)
 
     def restart(self, i: int) -> None:
         """Lets environment i go on to its next episode."""
@@ -214,7 +258,7 @@ class Environments:
         )
 
     def begin(self) -> EnvironmentState:
-        """Brings the live environments to where `state` says, and returns it.
+        """Brings the live environments to `state`, and returns it.
 
         Raises:
             EnvironmentFault: an environment failed.
@@ -228,12 +272,24 @@ class Environments:
         return self.state
 
     def commit(self, state: EnvironmentState) -> None:
-        """Says where the live environments stand after a completed rollout."""
+        """Records the state of the live environments after a completed rollout."""
         self.state = state
 
     def abandon(self) -> None:
-        """Gives a rollout up: the next `begin` goes back to `state`."""
+        """Abandons a rollout: the next `begin` goes back to `state`."""
         self._current = False
+
+    def restore(self, state: EnvironmentState) -> None:
+        """Sets the state that the next `begin` goes back to.
+
+        If the number of copies differs, no episode can go on: new ones begin, with numbers that the
+        state has not used.
+        """
+        self.abandon()
+        if len(state.episodes) == self.num_envs:
+            self.state = state
+        else:
+            self.state.episodes[:] = state.episodes.max() + 1
 
     def step(
         self,
@@ -387,7 +443,7 @@ class Environments:
             raise self._lost(error) from error
 
     def _lost(self, error: Exception) -> EnvironmentFault:
-        """Explains an error that no guard reported, and drops what it has left of the vector."""
+        """The fault for an error that no guard reported; discards the environments built here."""
         processes = getattr(self._vector, "processes", [])
         for process in processes:
             process.join(timeout=0.1)  # a killed worker takes a moment to be seen as dead
@@ -448,8 +504,8 @@ class _GuardMaker:
 class _Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
     """One environment: flattens, seeds every episode, and reports failures as data.
 
-    As data, because an exception in a worker process would tear down the vector environment and
-    lose its index. It drops the info dictionaries: nobody reads them, and gathering them in
+    An exception in a worker process would tear down the vector environment and lose the index of
+    the one that failed. Info dictionaries are dropped: nothing reads them, and gathering them in
     arrays costs more than a step of a small environment.
     """
 
@@ -515,8 +571,8 @@ class _Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
 class _InTurn:
     """Guards that are stepped one after the other, resetting within the step.
 
-    What `SyncVectorEnv` does in SAME_STEP mode, without its cost: for a small environment that is
-    twice the cost of the environment itself.
+    This does what `SyncVectorEnv` does in SAME_STEP mode without its overhead, which is twice the
+    cost of a small environment.
     """
 
     def __init__(self, guards: list[_Guard]) -> None:

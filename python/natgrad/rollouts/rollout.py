@@ -57,6 +57,16 @@ class Rollout:
     final_index: tuple[NDArray[np.intp], NDArray[np.intp]]
     episodes: list[Episode]
 
+    def of_decisions(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Of values (T, n, ...) those of the N valid steps, in one axis: (N, ...)."""
+        valid = self.valid.ravel()
+        rows = values.reshape(valid.size, *values.shape[2:])
+        return rows if valid.all() else rows[valid]
+
+    def decisions(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Observations (N, size) and actions (N,) or (N, k) of the valid steps."""
+        return self.of_decisions(self.observations[:-1]), self.of_decisions(self.actions)
+
 
 def collect(
     policy: _core.Policy,

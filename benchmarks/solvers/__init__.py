@@ -1,0 +1,1 @@
+"""How fast and how accurately the linear system of an update is solved."""
