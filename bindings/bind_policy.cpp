@@ -196,7 +196,7 @@ do not fit and values that are not finite raise ValueError, dtypes that are not 
         const std::uint64_t seed = unsigned_integer(given_seed, "seed", 64);
         const NetworkSpec spec = network_spec(observation_size, hidden, activation, seed,
                                               fourier_features, fourier_bandwidth);
-        const Initialization kind = initialization_named(init);
+        const Initialization kind = named<Initialization>(init, "init");
         const std::string type = dtype_named(dtype);
         non_negative(output_scale, "output_scale");
         number(log_std_init, "log_std_init", true, "a finite number");

@@ -42,7 +42,7 @@ in; fits move it with their targets and change the last layer with it, so that V
         const std::uint64_t seed = unsigned_integer(given_seed, "seed", 64);
         const NetworkSpec spec = network_spec(observation_size, hidden, activation, seed,
                                               fourier_features, fourier_bandwidth);
-        const Initialization kind = initialization_named(init);
+        const Initialization kind = named<Initialization>(init, "init");
         const std::string type = dtype_named(dtype);
         non_negative(output_scale, "output_scale");
         PyValueFunction value_function;

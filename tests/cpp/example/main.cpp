@@ -29,10 +29,8 @@ int main() {
     advantages[static_cast<std::size_t>(n)] = -static_cast<double>(a[0] * a[0] + a[1] * a[1]);
   }
 
-  natgrad::TrustRegionOptions options;
-  options.max_kl = 0.02;
-  options.direction.damping = natgrad::FixedDamping{.value = 0.1};
-  natgrad::TrustRegionUpdate update(options);
+  natgrad::TrustRegionUpdate update(
+      {.max_kl = 0.02, .direction = {.damping = natgrad::FixedDamping{.value = 0.1}}});
   const natgrad::UpdateReport report =
       update(policy, {.observations = seen, .actions = taken, .advantages = advantages});
   std::printf("%s\nKL %.4g, improvement %.4g of %.4g expected\n", report.message.data(), report.kl,
