@@ -55,9 +55,11 @@ void bind_machine(py::module_& m) {
         set_num_threads(n);
       },
       py::arg("n"),
-      "Threads of the core, the caller's included. Results do not depend on it, to the last bit.");
-  m.def("get_num_threads", &num_threads,
-        "Threads of the core: as set, else NATGRAD_NUM_THREADS, else the processors available.");
+      "Sets the number of threads of the core, the caller's included. Results do not depend on "
+      "it.");
+  m.def(
+      "get_num_threads", &num_threads,
+      "The number of threads of the core: as set, else NATGRAD_NUM_THREADS, else all processors.");
   m.def(
       "show_config",
       [] {
@@ -84,8 +86,8 @@ void bind_machine(py::module_& m) {
                                   : fma_peak(seconds, level.f64.fma_chains);
       },
       py::arg("dtype") = "float32", py::arg("seconds") = 1e-3,
-      "GFLOP/s of fused multiply-adds in registers: what the threads of the core can do at "
-      "most.\n\n"
+      "GFLOP/s of fused multiply-adds in registers: the most that the threads of the core can "
+      "do.\n\n"
       "Measured for `seconds` on all threads in use, at the instruction set level in use.");
 }
 

@@ -1,11 +1,11 @@
-"""Fails if an object holds an instruction that its processors need not have.
+"""Fails if an object holds an instruction that a processor of its level may lack.
 
     python tests/cpp/check_instructions.py {v2,v3,v4} OBJECT [OBJECT ...]
 
 Disassembles with objdump. v2 may use nothing that is encoded with VEX or EVEX (AVX, FMA, BMI), nor
 lzcnt, tzcnt and movbe; v3 nothing of AVX-512. In fma_peak, every chain must be there for both
-dtypes, as one multiply-add (v2: one multiplication): without one the peak comes out too high. Run
-by ctest on the kernels of each level, and as v2 on everything else that goes into the module.
+dtypes, as one multiply-add (v2: one multiplication), or the peak comes out too high.
+ctest runs this on the kernels of each level, and as v2 on everything else in the module.
 """
 
 import re
@@ -48,7 +48,7 @@ def offences(level: str, path: str) -> tuple[int, list[str]]:
 
 
 def main(level: str, objects: list[str]) -> int:
-    """Prints what is wrong in each object."""
+    """Prints the instructions that are wrong in each object."""
     total = failed = 0
     for path in objects:
         count, found = offences(level, path)

@@ -4,7 +4,7 @@
 
 The linker keeps one copy of a weak symbol. If an inline function outside a level's own namespace
 were emitted by two objects, the copy with AVX-512 instructions could be the one that runs on an
-older machine. Run by ctest.
+older machine. ctest runs this.
 """
 
 import subprocess
@@ -15,7 +15,7 @@ WEAK = "WVu"
 
 
 def main(objects: list[str]) -> int:
-    """Prints each defined weak symbol that stands in several objects."""
+    """Prints each defined weak symbol that several objects share."""
     seen: Counter[str] = Counter()
     for path in objects:
         lines = subprocess.run(

@@ -157,7 +157,7 @@ R ulp(R size) {
   return std::ldexp(R(1), exponent - limits::digits);
 }
 
-// What is wrong with y where f is exact, in ulp; infinite for a wrong sign, NaN or infinity.
+// The error of y in ulp, given the exact value; infinite for a wrong sign, NaN or infinity.
 template <class T, class R>
 double error(T y, R exact, R unit, bool sign_matters) {
   using limits = std::numeric_limits<T>;

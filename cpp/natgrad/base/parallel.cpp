@@ -27,8 +27,8 @@ inline void relax() {
 }
 
 // Where a parked helper may wake up. Linux may put it on the caller's own processor, which the caller
-// does not leave, while others idle: in virtual machines, where a halted processor counts as taken
-// by somebody else. There it would wait until the next balancing of loads, some milliseconds.
+// does not leave, while others are idle: this happens in virtual machines, where a halted processor
+// counts as busy. There it would wait some milliseconds for the next load balancing.
 struct Place {
   bool parked = false;
 #if defined(__linux__)
@@ -55,10 +55,10 @@ struct Place {
 #endif
 };
 
-// A job is a number of tasks. Each worker begins with a range of its own, the same in each job of as
-// many tasks, so that a shard's data stay in one core's cache; then it takes from the others' ends.
-// The caller works too, and waits for the tasks that were taken, not for the helpers: one that wakes
-// up late, because something else has its core, finds nothing left and costs nothing.
+// A job is a number of tasks. Each worker begins with a range of its own, the same in every job of as
+// many tasks, so that the data of a shard stay in the cache of one core; then it takes tasks from the
+// ends of the other ranges. The caller works too, and waits for the tasks that were taken rather than
+// for the helpers: a helper that wakes up late finds no task left and costs nothing.
 class Pool {
  public:
   explicit Pool(int helpers)

@@ -1,13 +1,13 @@
 // A small thread pool whose schedule can never change a result.
 //
-// `parallel_for(tasks, f)` calls f(task, worker) once for each task; which worker gets which task is
-// left to chance, so f must write only what belongs to its task. Work is cut into tasks by the size
-// of the problem alone, never by the number of threads: that makes results bit-identical for any
-// number of threads.
+// `parallel_for(tasks, f)` calls f(task, worker) once for each task. Which worker gets which task is
+// not determined, so f must write only what belongs to its task. Work is cut into tasks by the size of
+// the problem alone, never by the number of threads, so that results have the same bits for any number
+// of threads.
 //
-// The pool starts at the first call that can use it, spins briefly, then yields, then parks. After a
-// fork the child starts a pool of its own. A call from inside a task, or while another thread uses
-// the pool, runs in the calling thread.
+// The pool starts at the first call that can use it; idle helpers spin briefly, then yield, then park.
+// After a fork the child starts a pool of its own. A call from inside a task, or while another thread
+// uses the pool, runs in the calling thread.
 #pragma once
 
 #include "natgrad/base/types.hpp"

@@ -71,7 +71,7 @@ class RandomStream {
   bool has_spare_ = false;
 };
 
-// What users hold: a seed, a first stream and the counter of calls made so far.
+// The state that a user holds: a seed, a first stream and the number of calls made so far.
 struct Rng {
   std::uint64_t seed = 0;
   std::uint32_t stream = 0;

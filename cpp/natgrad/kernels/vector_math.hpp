@@ -1,9 +1,9 @@
 // Elementary functions on vectors, for the kernel translation units only.
 //
-// Written with the compilers' vector extensions and templated on the scalar; the width comes from
-// NATGRAD_VECTOR_BYTES. At most 2 ulp at every level over the whole range, with infinities, NaN,
-// signed zeros and denormal numbers as the mathematics has them: tests/cpp/test_vector_math.cpp
-// measures it. No branches. The bounds hold without FMA too.
+// They use the vector extensions of the compilers and are templates on the scalar; the width comes from
+// NATGRAD_VECTOR_BYTES. Errors are at most 2 ulp at every level over the whole range; infinities, NaN,
+// signed zeros and denormal numbers follow the mathematics. tests/cpp/test_vector_math.cpp measures
+// this. There are no branches, and the bounds hold without FMA too.
 //
 //   exp, elu     x = n ln 2 + r, |r| <= ln(2)/2, ln 2 in two parts (Cody and Waite 1980)
 //   tanh         |x| = n ln(2)/2 + r: with w = tanh(r) and s = 2^n the addition theorem reads
@@ -22,7 +22,7 @@
 #include <stdint.h>
 #if defined(__x86_64__)
 #if NATGRAD_VECTOR_BYTES == 16
-#include <emmintrin.h>  // a tenth of a second less for each file
+#include <emmintrin.h>  // compiles much faster than immintrin.h
 #else
 #include <immintrin.h>
 #endif
@@ -202,7 +202,7 @@ inline Vec<T> power_of_two(IVec<T> n) {
   return (Vec<T>)((n + Simd<T>::exponent_bias) << Simd<T>::mantissa);
 }
 
-// x + tail = n ln 2 + r; returns expm1(r) and writes n. Without a tail there is none to add.
+// x + tail = n ln 2 + r; returns expm1(r) and writes n. A null tail is zero.
 template <class T>
 NATGRAD_INLINE Vec<T> reduced_expm1(Vec<T> x, IVec<T>* n, const Vec<T>* tail = nullptr) {
   using S = Simd<T>;
@@ -216,7 +216,7 @@ NATGRAD_INLINE Vec<T> reduced_expm1(Vec<T> x, IVec<T>* n, const Vec<T>* tail = n
   return horner<T>(Polynomials<T>::expm1, r) * (r * r) + r;
 }
 
-// x 2^n, in two factors, so that results below the smallest normal number round once.
+// x 2^n by two factors, so that results below the smallest normal number are rounded only once.
 template <class T>
 inline Vec<T> scaled(Vec<T> x, IVec<T> n) {
   constexpr int even = 4096;  // makes n positive: few machines shift wide signed integers
@@ -282,7 +282,7 @@ inline Vec<T> log(Vec<T> x) {
   return x > T(0) ? (x < infinity ? y : x) : (x != x ? x : not_positive);
 }
 
-// log(1 + x) for finite x > -1: what is lost in 1 + x is put back to first order.
+// log(1 + x) for finite x > -1: the rounding error of 1 + x is corrected to first order.
 template <class T>
 inline Vec<T> log1p(Vec<T> x) {
   const Vec<T> u = T(1) + x;
@@ -355,7 +355,7 @@ inline Vec<T> elu_slope(Vec<T> h) {
   return (h > T(0) ? Vec<T>{} : h) + T(1);
 }
 
-// Infinite z are bounded where they would meet a factor of 0.
+// Infinite z are clipped where they would be multiplied by 0.
 template <class T>
 inline Vec<T> silu(Vec<T> z, Vec<T>* slope) {
   Vec<T> complement;

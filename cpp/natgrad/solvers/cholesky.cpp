@@ -9,8 +9,8 @@
 namespace natgrad {
 namespace {
 
-constexpr Index kBlock = 32;  // rows that are factorised at once; the products' depth
-constexpr Index kBand = 48;   // rows of what is left that are one task
+constexpr Index kBlock = 32;  // rows that are factorised at once; the depth of the products
+constexpr Index kBand = 48;   // rows of the remainder in one task
 
 // U'U = A for one block, by rank-one steps.
 bool factorise_block(Matrix<double> a, double least_pivot) {

@@ -1,5 +1,5 @@
-// The Cholesky factorisation U'U = A of a symmetric positive definite matrix, in blocks whose products
-// are the kernels' and which threads share. No allocation, and the same bits for any number of threads.
+// The Cholesky factorisation U'U = A of a symmetric positive definite matrix, by blocks: the kernels
+// compute their products, on all threads, with the same bits for any number of threads.
 #pragma once
 
 #include "natgrad/base/types.hpp"
@@ -10,9 +10,9 @@ struct CholeskyScratch {
   Buffer<double> panel, corner;  // a block of rows; an inverted diagonal block
 };
 
-// U over the upper triangle of A (n, n), which alone is read; what is below becomes anything. The
-// stride is that of leading_dimension<double>. False if the square of a pivot is not above
-// `least_pivot`: A is then not positive definite, or not known well enough to tell.
+// Writes U over the upper triangle of A (n, n), the only part that is read; the rest is overwritten with
+// arbitrary values. The stride is that of leading_dimension<double>. False if the square of a pivot is not
+// above `least_pivot`: A is then not positive definite, or too inaccurate to tell.
 bool cholesky(Matrix<double> a, double least_pivot, CholeskyScratch* scratch);
 
 // x = (U'U)^-1 x, for x (n).

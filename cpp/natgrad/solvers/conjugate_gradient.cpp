@@ -61,10 +61,10 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
     return summary;
   }
 
-  // The vectors leave the first-level cache, so each is passed over as seldom as possible.
+  // The vectors do not stay in the first-level cache, so there are as few passes over them as possible.
   const double damping = options.damping;
   double squared_residual = 0;
-  double* const ax = options.flexible ? z : q;  // q is asked for once more then
+  double* const ax = options.flexible ? z : q;  // q is needed once more then
   const auto product_of_x = [&] {
     a(x, ax);
     ++summary.products;
@@ -95,10 +95,10 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
     summary.model_value = -0.5 * (dot(b, x, n) + dot(r, x, n));
   }
   summary.residual_norm = norm(r, n, squared_residual);
-  // A residual below the last bit of the last bit of b is zero: double has no more to give.
+  // A residual below eps^2 ||b|| counts as zero: double has no more to give.
   const double tolerance = std::max(std::max(options.rtol, 1e-32) * summary.rhs_norm, options.atol);
 
-  // Whether phi fell by less than k eps |phi| since k iterations ago, of which it keeps track.
+  // Whether phi fell by less than k eps |phi| over the last k iterations; records phi on the way.
   const bool watched =
       options.progress_tolerance > 0 && options.progress_window <= options.max_iterations;
   const Index window = watched ? options.progress_window : 0;
@@ -112,9 +112,8 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
            fallen < static_cast<double>(window) * options.progress_tolerance * -summary.model_value;
   };
 
-  double rho = 0;  // r'z
-  double unapplied =
-      0;  // what x'(A + damping I)x has beyond x'(b - r), where r is not the last x's
+  double rho = 0;        // r'z
+  double unapplied = 0;  // x'(A + damping I)x - x'(b - r), where r belongs to an earlier x
   summary.status = CgStatus::MAX_ITERATIONS;
   for (;;) {
     if (summary.residual_norm <= tolerance) {
@@ -166,7 +165,7 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
       break;
     }
     ++summary.iterations;
-    summary.model_value -= 0.5 * alpha * rho;  // exactly what a step along p gains      (eq. 31)
+    summary.model_value -= 0.5 * alpha * rho;  // exactly the gain of a step along p      (eq. 31)
     if (last) {
       for (Index i = 0; i < n; ++i) x[i] += alpha * p[i];
       unapplied = alpha * (dot(p, b, n) - dot(p, r, n)) + alpha * alpha * summary.curvature;

@@ -9,16 +9,16 @@
 //  3. Every `residual_replacement` iterations r is recomputed as b - (A + damping I) x, at the price
 //     of one more product (van der Vorst and Ye 2000).
 //  4. x'Ax comes from x'(b - r) - damping x'x, without a product.
-//  5. The quadratic model phi(x) = 1/2 x'(A + damping I)x - b'x is followed without a product, and the
-//     iteration may end where it hardly falls any more (eq. 31; Martens 2010, section 4.4).
-//  6. A start x0 may be scaled by the factor that is best for phi (eq. 32), at no further product.
-//  7. The last of `max_iterations` may do with the number p'Ap instead of the product A p, whose only
-//     other use is the next residual.
-//  8. A preconditioner may vary from one residual to the next; directions are then made conjugate to the
-//     last one by what that takes, beta = -z'(A + damping I)p / p'(A + damping I)p, instead of by a ratio
+//  5. The quadratic model phi(x) = 1/2 x'(A + damping I)x - b'x is tracked without a product, and the
+//     iteration may stop when it hardly falls any more (eq. 31; Martens 2010, section 4.4).
+//  6. A start x0 may be scaled by the factor that minimises phi (eq. 32), without another product.
+//  7. The last of `max_iterations` may use the number p'Ap instead of the product A p, which is otherwise
+//     needed only for the next residual.
+//  8. A preconditioner may vary from one residual to the next. Each direction is then made conjugate to
+//     the last one explicitly, beta = -z'(A + damping I)p / p'(A + damping I)p, instead of by a ratio
 //     of r'z (flexible conjugate gradients; Notay 2000).
 //
-// By asking for scratch space, the function promises to allocate nothing.
+// Scratch space is passed in: once it has grown to a size, the function allocates nothing.
 #pragma once
 
 #include <limits>
@@ -41,23 +41,23 @@ struct CgOptions {
   double damping = 0;
   double rtol = 1e-10;            // ||r|| <= rtol ||b||
   double atol = 0;                // ||r|| <= atol
-  int max_iterations = 10;        // the custom since Schulman et al. (2015)
+  int max_iterations = 10;        // as in Schulman et al. (2015)
   int residual_replacement = 50;  // iterations between exact residuals; 0 = never
   // Stop at iteration i >= k if phi fell over the last k by less than k eps of |phi|; eps = 0: never.
-  // Martens (2010) took eps = 5e-4 and k = max(10, i / 10) for hundreds of iterations. k is given
-  // here, because an update has ten: one iteration alone says too little, three are an average.
+  // Martens (2010) used eps = 5e-4 and k = max(10, i / 10) for hundreds of iterations. Here k is an
+  // option, because an update has ten: one iteration alone says too little, three give an average.
   double progress_tolerance = 0;  // eps
   int progress_window = 3;        // k
   bool scale_start = false;       // x0 becomes c x0, or 0 where A has no curvature along it
   bool flexible = false;          // for a preconditioner that varies
-  // Stop at phi(x) <= goal: with the phi of another x, where this one is no less accurate.
+  // Stop at phi(x) <= goal. With phi of another x as the goal, x is then no less accurate than that.
   double model_goal = -std::numeric_limits<double>::infinity();
 };
 
 struct CgSummary {
   CgStatus status = CgStatus::ZERO_RHS;
   int iterations = 0;
-  int products = 0;          // of A: iterations, exact residuals, the start's if it is not 0
+  int products = 0;          // with A: iterations, exact residuals, and the start if it is not 0
   double residual_norm = 0;  // ||b - (A + damping I) x||; before the last iteration if it took p'Ap
   double rhs_norm = 0;       // ||b||
   double quadratic_form = 0;  // x'Ax, without damping
@@ -82,21 +82,21 @@ CgSummary conjugate_gradient(LinearOperator a,  // y = A x
                              CgScratch* scratch,
                              const QuadraticForm* form = nullptr);  // p'A p for the last iteration
 
-// The same summary of an x that was found without iterations, with the residual that it has: CONVERGED
-// after none, or INDEFINITE where x has no curvature, as that of a b in the null space. `ax` is A x.
+// The same summary for an x that was found without iterations, with its measured residual: CONVERGED, or
+// INDEFINITE where x has no curvature, as for a b in the null space. `ax` is A x.
 CgSummary summarize_solution(const double* b, const double* x, const double* ax, double damping,
                              Index n);
 
 // x'y, in an order that depends on n alone.
 double dot(const double* x, const double* y, Index n);
 
-// Damping of the next system by what the model of the last one was worth, the ratio of actual to
-// predicted reduction (Levenberg 1944, Marquardt 1963): more below 1/4 or where the ratio is not a
-// number, less above 3/4. Thresholds and factors of Martens (2010), section 4.1.
+// The damping of the next system, from the ratio of actual to predicted reduction in the last one
+// (Levenberg 1944, Marquardt 1963): more below 1/4 or if the ratio is not a number, less above 3/4.
+// Thresholds and factors are those of Martens (2010), section 4.1.
 struct LevenbergMarquardt {
   double grow = 1.5, shrink = 1.5;  // factors
-  double low = 1e-5;                // the least that an implementation of TRPO uses
-  double high = 10;                 // the step is as good as the plain gradient's
+  double low = 1e-5;                // the least that any implementation of TRPO uses
+  double high = 10;                 // the step is then almost along the plain gradient
 
   double operator()(double damping, double ratio) const;
 };

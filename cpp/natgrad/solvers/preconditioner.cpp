@@ -25,7 +25,7 @@ void DiagonalPreconditioner::apply(const double* r, double* z) {
 
 bool NystromPreconditioner::attach(LinearOperator a, Index n, Index rank, double damping,
                                    std::uint64_t seed) {
-  // An orthonormal sketch, and what A makes of it, shifted so that its factorisation exists.
+  // An orthonormal sketch and its image under A, shifted so that the factorisation exists.
   RandomStream random(seed, 0, 0);
   Eigen::MatrixXd sketch(n, rank);
   for (Index i = 0; i < sketch.size(); ++i) sketch.data()[i] = random.normal();
@@ -81,7 +81,7 @@ void InnerSolver::attach(Operator b, Form form, Operator c_inverse, Index n, dou
   n_ = n;
   options_.damping = damping;
   options_.max_iterations = iterations;
-  options_.flexible = static_cast<bool>(c_inverse_);  // which may be another of these
+  options_.flexible = static_cast<bool>(c_inverse_);  // C may itself be an InnerSolver
 }
 
 void InnerSolver::apply(const double* r, double* z) {

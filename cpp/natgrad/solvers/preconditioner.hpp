@@ -1,5 +1,5 @@
-// Preconditioners of conjugate gradients that know nothing but vectors and operators: z = M^-1 r with a
-// symmetric positive definite M close to A + damping I. K-FAC, which knows the network, is in kfac.hpp.
+// Preconditioners for conjugate gradients that know only vectors and operators: z = M^-1 r with a
+// symmetric positive definite M close to A + damping I. K-FAC, which knows the network, is in fisher/.
 #pragma once
 
 #include <Eigen/Core>
@@ -16,7 +16,7 @@ class Preconditioner {
   virtual Index size() const = 0;
   // z = M^-1 r, both of `size` values.
   virtual void apply(const double* r, double* z) = 0;
-  // Whether M is another one for each r, which takes flexible conjugate gradients.
+  // Whether M depends on r, which requires flexible conjugate gradients.
   virtual bool varies() const { return false; }
 };
 
@@ -37,8 +37,8 @@ class DiagonalPreconditioner : public Preconditioner {
 //
 //   M^-1 = (l_min + damping) U (diag(l) + damping)^-1 U' + (I - U U')
 //
-// Building it takes `rank` products with A. It differs in taking U from the eigenvectors of a small
-// Gram matrix instead of a singular value decomposition, without those that rounding has made.
+// Building it takes `rank` products with A. Unlike in the paper, U comes from the eigenvectors of a small
+// Gram matrix instead of a singular value decomposition; those that are rounding errors are dropped.
 class NystromPreconditioner : public Preconditioner {
  public:
   // False if A is not positive semidefinite on the sketch, or not finite. 1 <= rank <= n.
@@ -53,20 +53,20 @@ class NystromPreconditioner : public Preconditioner {
   Eigen::VectorXd along_;    // U' r
 };
 
-// z ~ (B + damping I)^-1 r by a few conjugate gradient iterations with a preconditioner C of their own,
-// on an operator B that is near A and cheaper, such as the Fisher matrix of a part of the batch. Inner and
+// z ~ (B + damping I)^-1 r by a few conjugate gradient iterations with a preconditioner C of their own, on
+// an operator B that is close to A and cheaper, such as the Fisher matrix of a part of the batch. Inner and
 // outer iterations: Golub and Ye, "Inexact preconditioned conjugate gradient method with inner-outer
 // iteration", SIAM J. Sci. Comput. 1999. A part of the batch: Byrd, Chin, Neveitt and Nocedal, "On the use
 // of stochastic Hessian information in optimization methods for machine learning", SIAM J. Optim. 2011.
 //
-// M depends on r: a fixed number of iterations is no linear function of it.
+// M depends on r, because a fixed number of iterations is not a linear function of r.
 class InnerSolver : public Preconditioner {
  public:
   using Operator = std::function<void(const double* v, double* out)>;
-  using Form = std::function<double(const double* v)>;  // v'B v, which is less than B v
+  using Form = std::function<double(const double* v)>;  // v'B v, cheaper than B v
   static constexpr int kIterations = 4;                 // decision 23
 
-  // Operators must outlive the applications; C = I if there is none.
+  // Operators must outlive every apply(); without c_inverse, C = I.
   void attach(Operator b, Form form, Operator c_inverse, Index n, double damping, int iterations);
   Index size() const override { return n_; }
   void apply(const double* r, double* z) override;
