@@ -92,7 +92,7 @@ class Problem:
             fisher @ self.b  # evaluates activations and curvatures, which are not the factors'
 
             def factors() -> None:  # applied within a compiled loop, as the operator of a system
-                inverse = natgrad.KroneckerFactors(fisher, damping)
+                inverse = _core.KroneckerFactors(fisher, damping)
                 natgrad.conjugate_gradient(inverse, self.b, rtol=0.0, max_iterations=self.products)
 
             return factors
