@@ -4,8 +4,8 @@
 // depend on how fast or how busy the machine is.
 //
 // The unit is one multiply-add of a layer's matrix product in the type of the policy. Threads do not
-// enter: all ways use them. `python benchmarks/fit_cost_model.py` measures the constants on a machine and
-// prints them beside those that stand here, which were fitted on a Zen 5 with AVX-512.
+// enter: all ways use them. `python -m benchmarks.solvers.fit_cost_model` fits the constants to a
+// machine and prints them beside those that stand here, which were fitted on a Zen 5 with AVX-512.
 #pragma once
 
 #include <span>
