@@ -43,7 +43,8 @@ double predicted(const CostModel& model, Way way, const FisherShape& shape, int 
   return 0;
 }
 
-// A constant's value, and how often the cost counts it, which is by how much the cost falls without it.
+// A constant's value, and how often the cost counts it: by how much the cost falls when the constant does,
+// by so little that no choice within the cost changes.
 using Terms = std::map<std::string, std::pair<double, double>>;
 std::pair<double, Terms> cost_model(const PyFisher& fisher, const std::string& name, int products,
                                     bool damped, Index every) {
@@ -57,12 +58,11 @@ std::pair<double, Terms> cost_model(const PyFisher& fisher, const std::string& n
   }
   Terms terms;
   for (const NamedConstant& entry : named_constants()) {
-    CostModel without = kCostModel;
-    without.*entry.constant = {0, 0};
-    const double rest = predicted(without, way, shape, products, damped, every);
-    if (rest == cost) continue;
-    const double value = (kCostModel.*entry.constant).of(shape);
-    terms[entry.name] = {value, (cost - rest) / value};
+    const double value = (kCostModel.*entry.constant).of(shape), less = value * (1 - 1.0 / 1024);
+    CostModel lowered = kCostModel;
+    lowered.*entry.constant = {less, less};
+    const double rest = predicted(lowered, way, shape, products, damped, every);
+    if (rest != cost) terms[entry.name] = {value, (cost - rest) / (value - less)};
   }
   return {cost, terms};
 }

@@ -4,8 +4,8 @@
 // depend on how fast or how busy the machine is.
 //
 // The unit is one multiply-add of a layer's matrix product in the type of the policy. Threads do not
-// enter: all ways use them. `python benchmarks/fit_cost_model.py` measures the constants on a machine and
-// prints them beside those that stand here, which were fitted on a Zen 5 with AVX-512.
+// enter: all ways use them. `python -m benchmarks.solvers.fit_cost_model` fits the constants to a
+// machine and prints them beside those that stand here, which were fitted on a Zen 5 with AVX-512.
 #pragma once
 
 #include <span>
@@ -81,7 +81,8 @@ struct CostModel {
   // In a product by adjoints: a row; a row in each layer and column, for its sums across lanes; a
   // multiply-add, of matrix products that are shorter than those of passes and so slower; an adjoint,
   // which is read twice from the cache or, where adjoints and inputs are more than `cache_bytes`, from
-  // memory. For all products together: a column of a row that is kept.
+  // memory. For all products together: a column of a row that is kept, which counts in the cost but not
+  // in the choice between adjoints and passes.
   Constant sweep_row{1550, 775};
   Constant sweep_column{180, 90};
   Constant sweep_multiply{1.03, 1.03};

@@ -38,7 +38,8 @@ class DirectSolver {
                     double damping, double* x);
 
  private:
-  // The part of theta that belongs to one layer; the free outputs of J are one more, with no input but the bias.
+  // The part of theta that belongs to one layer. The free outputs of J are one more layer, with no input
+  // but the bias.
   struct Part {
     Index in, out;  // in: with the one of the bias
     Index weight, bias;

@@ -46,9 +46,9 @@ void Adjoints<T>::prepare(LinearizedPolicy<T>* policy, OutputMetric<T>* metric) 
   metric->prepare();
   policy_ = policy;
   metric_ = metric;
-  policy->adjoints.keep(&policy->network, metric->adjoint_columns(), [&](Index first, Index column, Matrix<T> d) {
-    metric_->root_column(first, 1, column, d);
-  });
+  policy->adjoints.keep(
+      &policy->network, metric->adjoint_columns(),
+      [&](Index first, Index column, Matrix<T> d) { metric_->root_column(first, 1, column, d); });
   metric->free_diagonal();
 }
 

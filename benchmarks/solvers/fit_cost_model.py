@@ -1,22 +1,19 @@
 """Fits the core's cost model to this machine, and says how well the present constants fit.
 
-    python benchmarks/fit_cost_model.py --threads 1
-    python benchmarks/fit_cost_model.py --dtypes float64 --ways passes adjoints --seconds 0.5
+    python -m benchmarks.solvers.fit_cost_model
+    python -m benchmarks.solvers.fit_cost_model --dtype float64 --output double.csv
 
 Times every way to use a Fisher matrix on a grid of shapes, with all that the way makes first. Each
 time is a row of a linear system: the core says how often its model counts each constant
 (`_core.cost_model`), and least squares of relative errors find the constants. Times go to a CSV
 file as they are measured, and a second run continues there. The constants themselves are in
-cpp/natgrad/fisher/cost_model.hpp. The whole grid takes about an hour.
+cpp/natgrad/fisher/cost_model.hpp. The whole grid takes about half an hour.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import itertools
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +22,7 @@ from typing import Literal, get_args
 import numpy as np
 
 import natgrad
+from benchmarks import harness
 from natgrad import _core
 
 Way = Literal["passes", "adjoints", "closed_form", "kronecker", "dense", "sample", "factors"]
@@ -57,7 +55,7 @@ PRODUCTS = (3, 10)
 DAMPING = 0.1
 PULL = 1e-3  # of constants towards the present ones, for each time
 MOST_COST = 2e9  # of one call; more expensive ones are left out
-FIELDS = ("dtype", "way", "network", "distribution", "rows", "products", "damped", "seconds")
+KEYS = ("dtype", "threads", "way", "network", "distribution", "rows", "products", "damped")
 
 
 class Problem:
@@ -92,7 +90,7 @@ class Problem:
             fisher @ self.b  # evaluates activations and curvatures, which are not the factors'
 
             def factors() -> None:  # applied within a compiled loop, as the operator of a system
-                inverse = natgrad.KroneckerFactors(fisher, damping)
+                inverse = _core.KroneckerFactors(fisher, damping)
                 natgrad.conjugate_gradient(inverse, self.b, rtol=0.0, max_iterations=self.products)
 
             return factors
@@ -105,21 +103,15 @@ class Problem:
 
 def timed(problem: Problem, way: Way, seconds: float) -> float:
     """Median seconds of the way; what it needs is made anew for each repetition."""
-    taken: list[float] = []
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until or len(taken) < 3:
-        call = problem.call(way)
-        begin = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken[1:])  # the first grows buffers
+    turns = {way: lambda: harness.timed(problem.call(way))}
+    return statistics.median(harness.take_turns(turns, rounds=3, seconds=seconds, warm=1)[way])
 
 
-def cases(way: Way) -> Iterator[Case]:
+def cases(way: Way, most_rows: int) -> Iterator[Case]:
     """The grid of a way."""
     for network, distribution, rows in itertools.product(NETWORKS, DISTRIBUTIONS, ROWS):
         linear_gaussian = not NETWORKS[network][1] and distribution.startswith("gaussian")
-        if way in {"closed_form", "kronecker"} and not linear_gaussian:
+        if rows > most_rows or (way in {"closed_form", "kronecker"} and not linear_gaussian):
             continue
         products = PRODUCTS if way in {"passes", "adjoints", "closed_form", "factors"} else (1,)
         damped = (True, False) if way in {"kronecker", "dense"} else (True,)
@@ -127,36 +119,22 @@ def cases(way: Way) -> Iterator[Case]:
             yield network, distribution, rows, count, damping
 
 
-def measure(options: argparse.Namespace) -> None:
-    """Times what is not in the file yet, and appends it."""
-    path = Path(options.output)
-    done = {tuple(row[name] for name in FIELDS[:-1]) for row in read(path)}
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(FIELDS)
-        for dtype, way in itertools.product(options.dtypes, options.ways):
-            for case in cases(way):
-                key = (dtype, way, *map(str, case))
-                if key in done:
-                    continue
-                problem = Problem(case, dtype)
-                try:
-                    cost, _ = problem.model(way)
-                except ValueError:  # a form that this shape does not have
-                    continue
-                if cost <= MOST_COST:
-                    writer.writerow([*key, timed(problem, way, options.seconds)])
-                    file.flush()
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of the file, if it exists."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+def measure(study: harness.Study, dtype: _core.DTypeName, threads: int, most_rows: int,
+            seconds: float) -> None:  # fmt: skip
+    """Times what the study does not have yet."""
+    for way in get_args(Way):
+        for *first, network, distribution, rows, products, damped in study.missing(
+            [(dtype, threads, way, *case) for case in cases(way, most_rows)]
+        ):
+            case: Case = (network, distribution, rows, products, damped)
+            problem = Problem(case, dtype)
+            try:
+                cost, _ = problem.model(way)
+            except ValueError:  # a form that this shape does not have
+                continue
+            if cost <= MOST_COST:
+                key = dict(zip(KEYS, (*first, *case), strict=True))
+                study.add({**key, "seconds": timed(problem, way, seconds)})
 
 
 def non_negative_fit(matrix: np.ndarray, want: np.ndarray) -> np.ndarray:
@@ -175,7 +153,7 @@ def non_negative_fit(matrix: np.ndarray, want: np.ndarray) -> np.ndarray:
         free &= x > 0
 
 
-def fit(rows: list[dict[str, str]], dtype: _core.DTypeName, way: Way, unit: float | None) -> float:
+def fit(rows: list[harness.Row], dtype: _core.DTypeName, way: Way, unit: float | None) -> float:
     """Fits the constants of one way and prints them; returns the seconds of a multiply-add.
 
     A time is t = unit (rest + sum_i count_i constant_i) with the seconds of a multiply-add as the
@@ -187,7 +165,7 @@ def fit(rows: list[dict[str, str]], dtype: _core.DTypeName, way: Way, unit: floa
     present: dict[str, float] = {}
     for i, row in enumerate(rows):
         case = (row["network"], row["distribution"], int(row["rows"]), int(row["products"]),
-                row["damped"] == "True")  # fmt: skip
+                str(row["damped"]) == "True")  # fmt: skip
         cost, terms = Problem(case, dtype).model(way)
         for name, (value, count) in terms.items():
             if name.startswith(FITTED[way]):
@@ -227,24 +205,20 @@ def fit(rows: list[dict[str, str]], dtype: _core.DTypeName, way: Way, unit: floa
 
 def main() -> int:
     """Measures and fits."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"])
-    parser.add_argument("--ways", nargs="+", default=get_args(Way), choices=get_args(Way))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=0.05, help="on each time")
-    parser.add_argument("--output", default="cost_model.csv")
-    options = parser.parse_args()
-    natgrad.set_num_threads(options.threads)
-    about = natgrad.show_config()
-    print(f"natgrad {about['version']}, ISA level {about['isa']}, {options.threads} threads")
-    measure(options)
-    everything = read(Path(options.output))
-    for dtype in options.dtypes:
-        unit = None
-        for way in get_args(Way):  # passes first, if they are there
-            rows = [row for row in everything if (row["dtype"], row["way"]) == (dtype, way)]
-            if rows:
-                unit = fit(rows, dtype, way, unit)
+    parser = harness.parser(
+        __doc__, dtype="float32", threads=1, seconds=0.05, output=Path("cost_model.csv")
+    )
+    parser.add_argument("--rows", type=int, default=max(ROWS), help="observations at most")
+    options = harness.parse(parser, {"rows": 128, "seconds": 0.0, "output": None})
+    harness.announce(options.dtype)
+    study = harness.Study(options.output, KEYS, ("seconds",))
+    measure(study, options.dtype, options.threads, options.rows, options.seconds)
+    unit = None
+    for way in get_args(Way):  # passes first
+        like = (options.dtype, str(options.threads), way)
+        rows = [r for r in study.rows if (r["dtype"], str(r["threads"]), r["way"]) == like]
+        if rows:
+            unit = fit(rows, options.dtype, way, unit)
     return 0
 
 
