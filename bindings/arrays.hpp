@@ -6,10 +6,11 @@
 #include <pybind11/pybind11.h>
 
 #include <cmath>
+#include <span>
 #include <string>
 
 #include "natgrad/base/types.hpp"
-#include "natgrad/model/distribution.hpp"
+#include "natgrad/model/distributions/distribution.hpp"
 
 namespace natgrad::bindings {
 
@@ -54,6 +55,11 @@ inline py::array numeric_array(py::handle given, const std::string& name, bool i
 
 template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+template <class T>
+std::span<const T> span_of(const Array<T>& a) {
+  return {a.data(), static_cast<std::size_t>(a.size())};
+}
 
 // Whether all are finite: one pass without branches, in strands that the compiler makes vectors of.
 template <class T>

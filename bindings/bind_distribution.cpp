@@ -357,20 +357,20 @@ Raises ValueError unless n >= 1 and low < high, both finite.)");
       .def(py::init([](Index n, bool state_dependent_std, py::handle low, py::handle high) {
              size_of(n, "n");
              return PySquashedGaussian{
-                 {DiagonalGaussian{n, state_dependent_std, bounds_from(low, high, n)}}};
+                 {SquashedGaussian{{n, state_dependent_std}, bounds_from(low, high, n)}}};
            }),
            py::arg("n"), py::arg("state_dependent_std") = false, py::arg("low") = -1.0,
            py::arg("high") = 1.0)
       .def_property_readonly(
           "state_dependent_std",
           [](const PySquashedGaussian& self) {
-            return std::get<DiagonalGaussian>(self.distribution).state_dependent_std;
+            return std::get<SquashedGaussian>(self.distribution).state_dependent_std;
           },
           "Whether the network computes the log standard deviations.")
       .def("__repr__", [](const PySquashedGaussian& self) {
-        const auto& d = std::get<DiagonalGaussian>(self.distribution);
+        const auto& d = std::get<SquashedGaussian>(self.distribution);
         return "SquashedGaussian(" + std::to_string(d.n) +
-               (d.state_dependent_std ? ", state_dependent_std=True" : "") + bounds_text(*d.bounds);
+               (d.state_dependent_std ? ", state_dependent_std=True" : "") + bounds_text(d.bounds);
       });
   bind_bounds(squashed);
 

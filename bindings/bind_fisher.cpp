@@ -1,6 +1,73 @@
+#include <pybind11/stl.h>
+
+#include <map>
+
+#include "natgrad/fisher/kfac.hpp"
 #include "py_fisher.hpp"
 
 namespace natgrad::bindings {
+namespace {
+
+// The ways whose costs are predicted; of products, of solves, and of Kronecker factors.
+enum class Way { passes, adjoints, closed_form, kronecker, dense, sample, factors };
+
+}  // namespace
+
+template <>
+constexpr Named<Way> kNames<Way>[] = {
+    {"passes", Way::passes},       {"adjoints", Way::adjoints}, {"closed_form", Way::closed_form},
+    {"kronecker", Way::kronecker}, {"dense", Way::dense},       {"sample", Way::sample},
+    {"factors", Way::factors},
+};
+
+namespace {
+
+double predicted(const CostModel& model, Way way, const FisherShape& shape, int products,
+                 bool damped, Index every) {
+  switch (way) {
+    case Way::passes:
+      return model.products(FisherMethod::passes, shape, products);
+    case Way::adjoints:
+      return model.products(FisherMethod::adjoints, shape, products);
+    case Way::closed_form:
+      return model.products(FisherMethod::closed_form, shape, products);
+    case Way::kronecker:
+      return model.solve(Solver::kronecker, shape, damped);
+    case Way::dense:
+      return model.solve(Solver::dense, shape, damped);
+    case Way::sample:
+      return model.solve(Solver::sample, shape, damped);
+    case Way::factors:
+      return model.kronecker_factors(shape, every, products);
+  }
+  return 0;
+}
+
+// A constant's value, and how often the cost counts it: what the cost falls by without the constant.
+using Terms = std::map<std::string, std::pair<double, double>>;
+std::pair<double, Terms> cost_model(const PyFisher& fisher, const std::string& name, int products,
+                                    bool damped, Index every) {
+  const Way way = named<Way>(name, "way");
+  const FisherShape shape = fisher.cost_shape();
+  at_least(products, 0, "products");
+  size_of(every, "every");
+  const double cost = predicted(kCostModel, way, shape, products, damped, every);
+  if (!std::isfinite(cost) || (way == Way::closed_form && !shape.linear_gaussian)) {
+    wrong_value("way", "want one that this matrix has, got '" + name + "'");
+  }
+  Terms terms;
+  for (const NamedConstant& entry : named_constants()) {
+    CostModel without = kCostModel;
+    without.*entry.constant = {0, 0};
+    const double rest = predicted(without, way, shape, products, damped, every);
+    if (rest == cost) continue;
+    const double value = (kCostModel.*entry.constant).of(shape);
+    terms[entry.name] = {value, (cost - rest) / value};
+  }
+  return {cost, terms};
+}
+
+}  // namespace
 
 void bind_fisher(py::module_& m) {
   py::class_<PyFisher>(m, "Fisher",
@@ -36,9 +103,9 @@ Raises ValueError or TypeError for bad arrays or options.)")
                        const std::string& kind, py::handle actions, py::handle weights,
                        double fraction, const std::string& method) {
              non_negative(damping, "damping");
-             const FisherKind fisher_kind = fisher_kind_named(kind, "kind");
+             const FisherKind fisher_kind = named<FisherKind>(kind, "kind");
              fraction_of(fraction, "fraction");
-             const FisherMethod fisher_method = fisher_method_named(method, "method");
+             const FisherMethod fisher_method = named<FisherMethod>(method, "method");
              return std::visit(
                  [&](const auto& pointer) {
                    if (!pointer) not_initialized();
@@ -59,11 +126,7 @@ Raises ValueError or TypeError for bad arrays or options.)")
           "float64: vectors of the solvers are double, whatever the dtype of the policy.")
       .def_property_readonly("damping", &PyFisher::damping, "As given.")
       .def_property_readonly(
-          "kind",
-          [](const PyFisher& self) {
-            return self.kind == FisherKind::exact ? "exact" : "empirical";
-          },
-          "As given.")
+          "kind", [](const PyFisher& self) { return name_of(self.kind()); }, "As given.")
       .def("matvec", &PyFisher::matvec, py::arg("v"), "F v for v of shape (P,) or (P, 1); float64.")
       .def("rmatvec", &PyFisher::matvec, py::arg("v"), "F' v = F v.")
       .def("__matmul__", &PyFisher::matmul, py::arg("v"), "F v, or F V for V of shape (P, k).")
@@ -92,6 +155,33 @@ of rounding. Raises ValueError or TypeError for a bad b or option, or a form tha
       .def("__repr__", [](const PyFisher& self) {
         return "<Fisher " + std::to_string(self.size()) + " x " + std::to_string(self.size()) + ">";
       });
+
+  m.def("cost_model", &cost_model, py::arg("fisher"), py::arg("way"), py::arg("products") = 10,
+        py::arg("damped") = true, py::arg("every") = KFac{}.every,
+        R"(What the core's cost model says of a way to use a Fisher matrix; nothing is computed.
+
+Parameters
+----------
+fisher : Fisher
+way : {'passes', 'adjoints', 'closed_form', 'kronecker', 'dense', 'sample', 'factors'}
+    Products by one of the first three, a solve by one of the next three, or making Kronecker factors
+    and applying them.
+products : int >= 0
+    Products, or applications of the factors.
+damped : bool
+    Whether a solve has damping.
+every : int >= 1
+    Factors are averages over every `every`-th observation.
+
+Returns
+-------
+cost : float
+    In multiply-adds of a layer's matrix product in the dtype of the policy.
+terms : dict
+    Of the constants that the cost depends on, by name: the value, and how often the cost counts it. Only
+    'sample' multiplies two of them. What is left of the cost are matrix products.
+
+Raises ValueError for a way that the matrix does not have.)");
 }
 
 }  // namespace natgrad::bindings

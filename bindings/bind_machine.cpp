@@ -80,8 +80,8 @@ void bind_machine(py::module_& m) {
         }
         const py::gil_scoped_release release;
         const kernels::Level& level = kernels::level();
-        return dtype == "float32" ? fma_peak(seconds, level.fma_chains_f32)
-                                  : fma_peak(seconds, level.fma_chains_f64);
+        return dtype == "float32" ? fma_peak(seconds, level.f32.fma_chains)
+                                  : fma_peak(seconds, level.f64.fma_chains);
       },
       py::arg("dtype") = "float32", py::arg("seconds") = 1e-3,
       "GFLOP/s of fused multiply-adds in registers: what the threads of the core can do at "

@@ -7,24 +7,17 @@
 #include <algorithm>
 
 #include "models.hpp"
+#include "names.hpp"
 
 namespace natgrad::bindings {
 
-inline Activation activation_named(const std::string& name) {
-  static const char* names[] = {"tanh", "relu", "elu", "silu", "gelu", "identity"};
-  std::string all;
-  for (int i = 0; i < 6; ++i) {
-    if (name == names[i]) return static_cast<Activation>(i);
-    all += (i == 0 ? "" : ", ") + std::string(names[i]);
-  }
-  wrong_value("activation", "want one of " + all + "; got '" + name + "'");
-}
-
-inline Initialization initialization_named(const std::string& name) {
-  if (name == "orthogonal") return Initialization::orthogonal;
-  if (name == "scaled") return Initialization::scaled;
-  wrong_value("init", "want orthogonal or scaled, got '" + name + "'");
-}
+template <>
+inline constexpr Named<Activation> kNames<Activation>[] = {
+    {"tanh", Activation::tanh}, {"relu", Activation::relu}, {"elu", Activation::elu},
+    {"silu", Activation::silu}, {"gelu", Activation::gelu}, {"identity", Activation::identity}};
+template <>
+inline constexpr Named<Initialization> kNames<Initialization>[] = {
+    {"orthogonal", Initialization::orthogonal}, {"scaled", Initialization::scaled}};
 
 // "float32" or "float64", from a name or anything that NumPy takes for a dtype.
 inline std::string dtype_named(py::handle given) {
@@ -57,15 +50,15 @@ inline NetworkSpec network_spec(Index observation_size, const std::vector<Index>
   NetworkSpec spec;
   spec.inputs = observation_size;
   spec.hidden = hidden;
-  spec.activation = activation_named(activation);
+  spec.activation = named<Activation>(activation, "activation");
   spec.fourier_features = fourier_features;
   spec.fourier_bandwidth = positive(fourier_bandwidth, "fourier_bandwidth");
   spec.seed = seed;
   return spec;
 }
 
-// One number for each observation. prepare(model, rows) checks further arguments and returns what
-// writes the (N,) results; that runs without the GIL.
+// One number for each observation. prepare(model, rows) checks the other arguments and returns a function
+// that writes the (N,) results, which is called without the GIL.
 template <class Any, class Prepare>
 py::object per_observation(const Any& self, py::handle observations, Prepare prepare) {
   return visit(self, [&](auto& model) {
@@ -180,7 +173,7 @@ Sequential; parameters of the distribution (log_std) come last. Assigning copies
               if (!(clip > 0)) {
                 wrong_value("clip", "want a number > 0, got " + std::to_string(clip));
               }
-              model.network().set_normalizer(mean.data(), std.data(), clip);
+              model.network().set_normalizer(span_of(mean), span_of(std), clip);
             });
           },
           py::arg("mean"), py::arg("std"), py::arg("clip") = 10.0,

@@ -106,15 +106,15 @@ void bind_options(py::module_& m) {
           "or_direct", &PyConjugateGradient::or_direct, kBool,
           "Take a direct form where a cost model says that it is faster, as solver='auto' does."});
 
-  bind_value<KfacOptions>(
+  bind_value<KFac>(
       m, "KFac",
       "Kronecker factors of the Fisher matrix (K-FAC; Martens and Grosse 2015) as the\n"
       "preconditioner of an update, averaged anew for each.",
       nullptr,
-      Field<KfacOptions, Index>{"every", &KfacOptions::every, kEvery,
-                                "Average the factors over every `every`-th observation."},
-      Field<KfacOptions, bool>{"all_columns", &KfacOptions::all_columns, kBool,
-                               "Take the exact expectation over actions instead of random signs."});
+      Field<KFac, Index>{"every", &KFac::every, kEvery,
+                         "Average the factors over every `every`-th observation."},
+      Field<KFac, bool>{"all_columns", &KFac::all_columns, kBool,
+                        "Take the exact expectation over actions instead of random signs."});
   bind_value<Subsample>(m, "Subsample",
                         "Inner conjugate gradient iterations on the Fisher matrix of a part of the "
                         "observations, with\n"

@@ -11,14 +11,13 @@ py::dict distribution_config(const Distribution& distribution) {
     return py::dict("name"_a = "MultiCategorical", "sizes"_a = c->sizes);
   }
   if (const auto* g = std::get_if<DiagonalGaussian>(&distribution)) {
-    py::dict config("name"_a = "DiagonalGaussian", "n"_a = g->n,
+    return py::dict("name"_a = "DiagonalGaussian", "n"_a = g->n,
                     "state_dependent_std"_a = g->state_dependent_std);
-    if (g->bounds) {
-      config["name"] = "SquashedGaussian";
-      config["low"] = g->bounds->low;
-      config["high"] = g->bounds->high;
-    }
-    return config;
+  }
+  if (const auto* g = std::get_if<SquashedGaussian>(&distribution)) {
+    return py::dict("name"_a = "SquashedGaussian", "n"_a = g->n,
+                    "state_dependent_std"_a = g->state_dependent_std, "low"_a = g->bounds.low,
+                    "high"_a = g->bounds.high);
   }
   if (const auto* b = std::get_if<Beta>(&distribution)) {
     return py::dict("name"_a = "Beta", "n"_a = b->n, "low"_a = b->bounds.low,
@@ -197,7 +196,7 @@ do not fit and values that are not finite raise ValueError, dtypes that are not 
         const std::uint64_t seed = unsigned_integer(given_seed, "seed", 64);
         const NetworkSpec spec = network_spec(observation_size, hidden, activation, seed,
                                               fourier_features, fourier_bandwidth);
-        const Initialization kind = initialization_named(init);
+        const Initialization kind = named<Initialization>(init, "init");
         const std::string type = dtype_named(dtype);
         non_negative(output_scale, "output_scale");
         number(log_std_init, "log_std_init", true, "a finite number");

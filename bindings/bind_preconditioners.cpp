@@ -7,11 +7,12 @@ namespace natgrad::bindings {
 namespace {
 
 template <class T>
-std::unique_ptr<PyKfac> make_kfac(Fisher<T>& fisher, double damping, const KfacOptions& options) {
+std::unique_ptr<PyKroneckerFactors> make_factors(Fisher<T>& fisher, double damping,
+                                                 const KFac& options) {
   auto factors = std::make_unique<KroneckerFactors<T>>();
   factors->average(&fisher, options);
-  const bool definite = factors->factorize(damping + fisher.damping);
-  return std::make_unique<PyKfac>(std::move(factors), definite);
+  const bool definite = factors->factorize(damping + fisher.damping());
+  return std::make_unique<PyKroneckerFactors>(std::move(factors), definite);
 }
 
 std::unique_ptr<PyInnerSolver> make_inner_solver(PyFisher& fisher, double damping, int iterations,
@@ -19,13 +20,13 @@ std::unique_ptr<PyInnerSolver> make_inner_solver(PyFisher& fisher, double dampin
   non_negative(damping, "damping");
   at_least(iterations, 1, "iterations");
   const Index n = fisher.size();
-  const int series = CgOptions{}.max_iterations * iterations;
-  const auto b = [&fisher, series](const double* v, double* out) {
-    fisher.product(v, out, series);
+  const auto planned = [&] {
+    const py::gil_scoped_release release;  // plain memory from here on
+    return fisher.plan(CgOptions{}.max_iterations * iterations);
   };
-  const auto form = [&fisher, series](const double* v) {
-    return fisher.run([=](auto& typed) { return typed.quadratic_form(v, series); });
-  };
+  const PyFisher::Products f = planned();
+  const auto b = [f](const double* v, double* out) { f.product(v, out); };
+  const auto form = [f](const double* v) { return f.quadratic_form(v); };
   InnerSolver::Operator c_inverse;
   if (!preconditioner.is_none()) {
     if (!py::isinstance<PyPreconditioner>(preconditioner)) {
@@ -102,8 +103,8 @@ Taken by `conjugate_gradient` without Python in the loop, and by scipy.sparse.li
           "__matmul__", [](py::object self, py::handle r) { return self.attr("matvec")(r); },
           py::arg("r"), "M^-1 r.");
 
-  const KfacOptions defaults;
-  py::class_<PyKfac, PyPreconditioner>(
+  const KFac defaults;
+  py::class_<PyKroneckerFactors, PyPreconditioner>(
       m, "KroneckerFactors", py::is_final(),
       R"(The Fisher information of each layer as a Kronecker product, inverted.
 
@@ -117,16 +118,16 @@ fisher : Fisher
 damping : float >= 0
     In addition to the operator's own.
 every : int >= 1
-    Average over every so-manieth observation.
+    Average over every `every`-th observation.
 all_columns : bool
     Exact expectation over actions, instead of one combination with random signs for each observation.)")
       .def(py::init([](PyFisher& fisher, double damping, Index every, bool all_columns) {
-             KfacOptions options;
+             KFac options;
              options.every = size_of(every, "every");
              options.all_columns = all_columns;
              non_negative(damping, "damping");
              const py::gil_scoped_release release;  // plain memory from here on
-             return fisher.run([&](auto& typed) { return make_kfac(typed, damping, options); });
+             return fisher.run([&](auto& typed) { return make_factors(typed, damping, options); });
            }),
            py::arg("fisher"), py::arg("damping") = 0.0, py::arg("every") = defaults.every,
            py::arg("all_columns") = defaults.all_columns);
@@ -141,7 +142,7 @@ other solvers have to be. More damping than the outer solve's keeps it from what
 an update's preconditioner='subsample' is
 
     part = natgrad.Fisher(policy, observations, fraction=1 / 6)
-    M = natgrad.InnerSolver(part, 1.5 * 0.1, preconditioner=natgrad.KFac(part, 8 * 0.1))
+    M = natgrad.InnerSolver(part, 1.5 * 0.1, preconditioner=natgrad.KroneckerFactors(part, 8 * 0.1))
     natgrad.conjugate_gradient(fisher, g, damping=0.1, max_iterations=2, preconditioner=M)
 
 Parameters
@@ -153,7 +154,7 @@ damping : float >= 0
 iterations : int >= 1
     Products with B in an application.
 preconditioner : Preconditioner, optional
-    Of these iterations, such as KFac of the same part.)")
+    Of these iterations, such as KroneckerFactors of the same part.)")
       .def(py::init(&make_inner_solver), py::arg("fisher"), py::arg("damping") = 0.0,
            py::arg("iterations") = InnerSolver::kIterations, py::arg("preconditioner") = py::none(),
            py::keep_alive<1, 2>(), py::keep_alive<1, 5>());

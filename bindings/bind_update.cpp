@@ -118,10 +118,10 @@ UpdateReport run_update(PyUpdate<Update>& self, const PyPolicy& policy, py::hand
     const py::object given = batch.attr("log_probs");
     Array<double> log_probs;
     if (!given.is_none()) log_probs = vector_of<double>(given, "log_probs", rows);
-    const Batch<T> view{observations.view(),
-                        {actions.data(), rows, width, width},
-                        advantages.data(),
-                        given.is_none() ? nullptr : log_probs.data()};
+    const Batch<T> view{.observations = observations.view(),
+                        .actions = {actions.data(), rows, width, width},
+                        .advantages = span_of(advantages),
+                        .log_probs = span_of(log_probs)};
     return self.run([&](Update& update) {
       require_fit(update.options(), model.parameter_count());
       return update(model, view);
@@ -210,7 +210,7 @@ Damping damping_of(const py::object& given) {
 }
 
 PreconditionerChoice preconditioner_of(const py::object& given) {
-  if (py::isinstance<KfacOptions>(given)) return given.cast<KfacOptions>();
+  if (py::isinstance<KFac>(given)) return given.cast<KFac>();
   if (py::isinstance<Subsample>(given)) return given.cast<Subsample>();
   const std::string wanted = "want none, auto, kfac, subsample, KFac(...) or Subsample(...), got ";
   if (!py::isinstance<py::str>(given)) {
@@ -219,7 +219,7 @@ PreconditionerChoice preconditioner_of(const py::object& given) {
   const auto name = given.cast<std::string>();
   if (name == "none") return std::monostate{};
   if (name == "auto") return AutomaticPreconditioner{};
-  if (name == "kfac") return KfacOptions{};
+  if (name == "kfac") return KFac{};
   if (name == "subsample") return Subsample{};
   wrong_value("preconditioner", wanted + "'" + name + "'");
 }
@@ -242,7 +242,7 @@ void set_solver(const py::object& given, int cg_iterations, DirectionOptions* op
         "solver: want auto, cg, direct, kronecker, dense, sample or ConjugateGradient(...), got " +
         py::repr(given).cast<std::string>());
   }
-  options->solver = solver_named(given.cast<std::string>(), true);
+  options->solver = named<Solver>(given.cast<std::string>(), "solver");
 }
 
 StepScale step_scale_of(const py::object& given) {
@@ -301,7 +301,7 @@ std::unique_ptr<PyTrustRegionUpdate> make_update(
   if (kl_reduction == "mean") options.kl_reduction = KlReduction::mean;
   if (kl_direction == "new_old") options.problem.kl_direction = KlDirection::new_old;
   options.problem.normalize_advantages = normalize_advantages;
-  options.problem.fisher = fisher_kind_named(fisher, "fisher");
+  options.problem.fisher = named<FisherKind>(fisher, "fisher");
   options.problem.curvature_fraction = fraction_of(curvature_fraction, "curvature_fraction");
   if (log_std_min.has_value()) {
     options.problem.log_std_min = number(*log_std_min, "log_std_min", true, "a finite number");

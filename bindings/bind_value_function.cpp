@@ -17,7 +17,8 @@ FitReport run_fit(Fit& self, const PyValueFunction& value_function, py::handle o
     const auto rows =
         rows_of<T>(observations, "observations", model.network().spec().inputs, false, false);
     const auto targets = vector_of<double>(given_targets, "targets", rows.count);
-    return self.template run<T>([&](auto& fit) { return fit(model, rows.view(), targets.data()); });
+    return self.template run<T>(
+        [&](auto& fit) { return fit(model, rows.view(), span_of(targets)); });
   });
 }
 
@@ -41,7 +42,7 @@ in; fits move it with their targets and change the last layer with it, so that V
         const std::uint64_t seed = unsigned_integer(given_seed, "seed", 64);
         const NetworkSpec spec = network_spec(observation_size, hidden, activation, seed,
                                               fourier_features, fourier_bandwidth);
-        const Initialization kind = initialization_named(init);
+        const Initialization kind = named<Initialization>(init, "init");
         const std::string type = dtype_named(dtype);
         non_negative(output_scale, "output_scale");
         PyValueFunction value_function;
@@ -136,7 +137,7 @@ Transactional. Raises ValueError or TypeError for bad arrays.)")
                wrong_value("max_change", "want a number > 0, got " + std::to_string(max_change));
              }
              options.max_change = max_change;
-             options.method = fisher_method_named(method, "method");
+             options.method = named<FisherMethod>(method, "method");
              return std::make_unique<PyGaussNewtonFit>(options);
            }),
            py::arg("steps") = GaussNewtonOptions{}.steps,

@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "models.hpp"
+#include "names.hpp"
 #include "natgrad/fisher/fisher.hpp"
 #include "natgrad/solvers/conjugate_gradient.hpp"
 
@@ -15,35 +16,24 @@ struct CgResult {
   Solver solver;
 };
 
-inline constexpr const char* kSolverNames[] = {"auto",      "direct", "cg",
-                                               "kronecker", "dense",  "sample"};
-
-inline const char* name_of(Solver solver) {
-  return kSolverNames[static_cast<int>(solver)];
-}
-
-inline Solver solver_named(const std::string& name, bool iterative) {
-  for (int i = 0; i < 6; ++i) {
-    const auto solver = static_cast<Solver>(i);
-    const bool direct = solver != Solver::automatic && solver != Solver::conjugate_gradient;
-    if ((iterative || direct) && name == kSolverNames[i]) return solver;
-  }
-  wrong_value("solver", std::string("want ") + (iterative ? "auto, cg, " : "") +
-                            "direct, kronecker, dense or sample; got '" + name + "'");
-}
-
-inline FisherKind fisher_kind_named(const std::string& kind, const std::string& name) {
-  if (kind == "exact") return FisherKind::exact;
-  if (kind == "empirical") return FisherKind::empirical;
-  wrong_value(name, "want exact or empirical, got '" + kind + "'");
-}
-
-inline FisherMethod fisher_method_named(const std::string& method, const std::string& name) {
-  if (method == "auto") return FisherMethod::automatic;
-  if (method == "passes") return FisherMethod::passes;
-  if (method == "adjoints") return FisherMethod::adjoints;
-  wrong_value(name, "want auto, passes or adjoints, got '" + method + "'");
-}
+template <>
+inline constexpr Named<Solver> kNames<Solver>[] = {
+    {"auto", Solver::automatic}, {"cg", Solver::conjugate_gradient},
+    {"direct", Solver::direct},  {"kronecker", Solver::kronecker},
+    {"dense", Solver::dense},    {"sample", Solver::sample},
+};
+template <>
+inline constexpr Named<FisherKind> kNames<FisherKind>[] = {
+    {"exact", FisherKind::exact},
+    {"empirical", FisherKind::empirical},
+};
+// The closed form is not asked for: it is taken where it is the fastest.
+template <>
+inline constexpr Named<FisherMethod> kNames<FisherMethod>[] = {
+    {"auto", FisherMethod::automatic},
+    {"passes", FisherMethod::passes},
+    {"adjoints", FisherMethod::adjoints},
+};
 
 inline double fraction_of(double fraction, const std::string& name) {
   return number(fraction, name, fraction > 0 && fraction <= 1, "a number > 0 and <= 1");
@@ -71,7 +61,25 @@ class PyFisher : public ZeroedUntilConstructed {
   }
 
  public:
-  FisherKind kind = FisherKind::exact;
+  // Products as they were planned. It must not outlive its operator.
+  class Products {
+   public:
+    using Typed = std::variant<FisherProducts<float>, FisherProducts<double>>;
+    Products(PyFisher* fisher, Typed typed) : fisher_(fisher), typed_(typed) {}
+
+    void product(const double* v, double* out) const {
+      const std::lock_guard lock(fisher_->mutex_);
+      std::visit([&](const auto& f) { f.product(v, out); }, typed_);
+    }
+    double quadratic_form(const double* v) const {
+      const std::lock_guard lock(fisher_->mutex_);
+      return std::visit([&](const auto& f) { return f.quadratic_form(v); }, typed_);
+    }
+
+   private:
+    PyFisher* fisher_;
+    Typed typed_;
+  };
 
   template <class T>
   static std::unique_ptr<PyFisher> make(std::shared_ptr<Policy<T>> policy, py::handle observations,
@@ -99,7 +107,8 @@ class PyFisher : public ZeroedUntilConstructed {
 
     auto result = std::make_unique<PyFisher>();
     auto typed = std::make_unique<Typed<T>>();
-    result->kind = kind;
+    result->kind_ = kind;
+    result->method_ = method;
     {
       const py::gil_scoped_release release;  // plain memory from here on
       const Index part = subsample_size(rows.count, fraction);
@@ -117,9 +126,7 @@ class PyFisher : public ZeroedUntilConstructed {
       }
       typed->keep = std::move(policy);
       typed->linearization.evaluate(*typed->keep, batch);
-      typed->fisher.attach(&typed->linearization, kind, taken, w);
-      typed->fisher.damping = damping;
-      typed->fisher.method = method;
+      typed->fisher.attach(&typed->linearization, kind, taken, w, damping);
     }
     result->typed_ = std::move(typed);
     return result;
@@ -129,7 +136,12 @@ class PyFisher : public ZeroedUntilConstructed {
     return visit([](const auto& t) { return t.fisher.size(); });
   }
   double damping() const {
-    return visit([](const auto& t) { return t.fisher.damping; });
+    return visit([](const auto& t) { return t.fisher.damping(); });
+  }
+  FisherKind kind() const { return kind_; }
+  // What the cost model looks at; valid as long as this is.
+  FisherShape cost_shape() const {
+    return visit([](const auto& t) { return t.fisher.shape(); });
   }
 
   // f(fisher) with the typed operator, one call at a time; without the GIL.
@@ -139,9 +151,9 @@ class PyFisher : public ZeroedUntilConstructed {
     return visit([&](auto& t) -> decltype(auto) { return f(t.fisher); });
   }
 
-  // Without the GIL. The solvers call this directly, and say how many products they may ask for.
-  void product(const double* v, double* out, int series) {
-    run([&](auto& fisher) { fisher.product(v, out, series); });
+  // Prepares for about so many products; without the GIL.
+  Products plan(int products) {
+    return run([&](auto& fisher) -> Products { return {this, fisher.plan(products, method_)}; });
   }
 
   py::array_t<double> matvec(py::handle given) {
@@ -152,7 +164,7 @@ class PyFisher : public ZeroedUntilConstructed {
     double* to = out.mutable_data();
     {
       const py::gil_scoped_release release;  // plain memory from here on
-      product(v.data(), to, 1);
+      plan(1).product(v.data(), to);
     }
     return column ? py::array_t<double>(out.reshape({size(), Index{1}})) : out;
   }
@@ -169,18 +181,21 @@ class PyFisher : public ZeroedUntilConstructed {
     double* to = out.mutable_data();
     {
       const py::gil_scoped_release release;  // plain memory from here on
-      const int series = static_cast<int>(std::min<Index>(columns.shape(0), 1 << 20));
+      const Products f = plan(static_cast<int>(std::min<Index>(columns.shape(0), 1 << 20)));
       for (Index j = 0; j < columns.shape(0); ++j) {
-        product(columns.data() + j * size(), to + j * size(), series);
+        f.product(columns.data() + j * size(), to + j * size());
       }
     }
     return py::array_t<double>(py::object(out.attr("T")));
   }
 
+  static bool is_direct(Solver solver) {
+    return solver != Solver::automatic && solver != Solver::conjugate_gradient;
+  }
   CgResult solve(py::handle given, double more_damping, const std::string& name) {
     const auto b = vector_of<double>(given, "b", size());
     non_negative(more_damping, "damping");
-    CgResult result{py::array_t<double>(size()), {}, solver_named(name, false)};
+    CgResult result{py::array_t<double>(size()), {}, named<Solver>(name, "solver", is_direct)};
     double* x = result.x.mutable_data();
     visit([&](auto& t) {
       result.solver = t.fisher.choose(result.solver, more_damping, 0);
@@ -197,7 +212,7 @@ class PyFisher : public ZeroedUntilConstructed {
         std::fill_n(x, n, 0.0);
         fx.fill_zero();
       }
-      for (Index i = 0; i < n; ++i) fx[i] += t.fisher.damping * x[i];
+      for (Index i = 0; i < n; ++i) fx[i] += t.fisher.damping() * x[i];
       result.summary = summarize_solution(b.data(), x, fx.data(), more_damping, n);
     });
     return result;
@@ -227,6 +242,8 @@ class PyFisher : public ZeroedUntilConstructed {
 
  private:
   std::variant<std::unique_ptr<Typed<float>>, std::unique_ptr<Typed<double>>> typed_;
+  FisherKind kind_ = FisherKind::exact;
+  FisherMethod method_ = FisherMethod::automatic;
   std::mutex mutex_;
 };
 

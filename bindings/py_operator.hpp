@@ -36,7 +36,7 @@ class PyPreconditioner : public ZeroedUntilConstructed {
   std::unique_ptr<Preconditioner> inverse_;
   std::mutex mutex_;
 };
-struct PyKfac : PyPreconditioner {
+struct PyKroneckerFactors : PyPreconditioner {
   using PyPreconditioner::PyPreconditioner;
 };
 struct PyInnerSolver : PyPreconditioner {
@@ -69,7 +69,7 @@ inline py::object on_host(py::handle a) {
   return py::reinterpret_borrow<py::object>(a);
 }
 
-// `products` is how many may be asked for. Functions of Python are given arrays, or tensors like
+// `products` is how many may be asked for, which a Fisher plans for. Functions of Python are given arrays, or tensors like
 // `tensor`.
 inline OperatorFromPython make_operator(py::handle a, Index n, const std::string& name,
                                         int products, const py::object& tensor = py::none()) {
@@ -79,8 +79,11 @@ inline OperatorFromPython make_operator(py::handle a, Index n, const std::string
       wrong_value(name, "want shape (" + std::to_string(n) + ", " + std::to_string(n) +
                             ") to match b, got a Fisher with P = " + std::to_string(fisher.size()));
     }
-    return {[&fisher, products](const double* x, double* y) { fisher.product(x, y, products); },
-            true};
+    const auto planned = [&] {
+      const py::gil_scoped_release release;  // plain memory from here on
+      return fisher.plan(products);
+    };
+    return {[f = planned()](const double* x, double* y) { f.product(x, y); }, true};
   }
   if (py::isinstance<PyPreconditioner>(a)) {
     auto& preconditioner = a.cast<PyPreconditioner&>();

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import hypothesis
@@ -142,6 +142,39 @@ def make_problem(
         rng.uniform(0.0, 2.0, count).astype(dtype).astype(float),
         rng.normal(size=count).astype(dtype).astype(float),
     )
+
+
+def hard_problem(dtype="float64"):
+    """Inputs of very different scales, as unnormalised observations have them."""
+    problem = make_problem("gaussian", hidden=(16, 16), count=400, dtype=dtype)
+    scales = np.array([0.05, 0.5, 2.0, 10.0], dtype)
+    return replace(problem, observations=problem.observations * scales)
+
+
+def degenerate_problem(case, dtype):
+    """A problem, and its observations."""
+    count = 1 if case == "one observation" else 64
+    hidden = () if case == "smallest" else (7, 5)
+    activation = "relu" if case == "dead layer" else "tanh"
+    name = "categorical" if case != "smallest" else "bernoulli"
+    problem = make_problem(
+        name, hidden=hidden, observation_size=1 if case == "smallest" else 4, dtype=dtype,
+        activation=activation, count=count,
+    )  # fmt: skip
+    observations = problem.observations
+    if case == "duplicates":
+        observations = np.repeat(observations[:1], count, axis=0)
+    if case == "dead layer":  # the first layer's activations are all zero: nothing is learned below
+        for block in problem.core.layout[:2]:
+            values = np.zeros(block.size) if "weight" in block.name else np.full(block.size, -1.0)
+            problem.core.parameters[block.offset : block.offset + block.size] = values
+    return problem, observations
+
+
+def dense_matrix(preconditioner):
+    """The matrix of an operator, column by column."""
+    n = preconditioner.shape[0]
+    return np.column_stack([preconditioner @ e for e in np.eye(n)])
 
 
 _measured: dict[tuple[str, str], float] = defaultdict(float)

@@ -259,6 +259,14 @@ class Fisher:
         solver: Literal["direct", "kronecker", "dense", "sample"] = "direct",
     ) -> CgResult: ...
 
+def cost_model(
+    fisher: Fisher,
+    way: Literal["passes", "adjoints", "closed_form", "kronecker", "dense", "sample", "factors"],
+    products: int = 10,
+    damped: bool = True,
+    every: int = 2,
+) -> tuple[float, dict[str, tuple[float, float]]]: ...
+
 class Preconditioner:
     @property
     def shape(self) -> tuple[int, int]: ...

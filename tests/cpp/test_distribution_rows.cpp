@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "natgrad/kernels/kernels.hpp"
-#include "natgrad/model/distribution.hpp"
+#include "natgrad/model/distributions/distribution_rows.hpp"
 
 namespace {
 
@@ -58,8 +58,8 @@ struct Case {
 // What rows report: under tanh, the volume at the action in place of its mean.
 template <class D, class T>
 double estimated_entropy(const D& d, const T* y, const T* action) {
-  if constexpr (std::is_same_v<D, DiagonalGaussian>) {
-    return d.entropy_of_normal(y) + (d.bounds ? d.bounds->log_volume(action) : 0);
+  if constexpr (std::is_same_v<D, SquashedGaussian>) {
+    return d.DiagonalGaussian::entropy(y) + d.bounds.log_volume(action);
   }
   return d.entropy(y);
 }
@@ -67,8 +67,8 @@ double estimated_entropy(const D& d, const T* y, const T* action) {
 // What a density under tanh loses to rounding comes from its volume too.
 template <class D, class T>
 double size_of_volume(const D& d, const T* action) {
-  if constexpr (std::is_same_v<D, DiagonalGaussian>) {
-    if (d.bounds) return static_cast<double>(d.n) + std::abs(d.bounds->log_volume(action));
+  if constexpr (std::is_same_v<D, SquashedGaussian>) {
+    return static_cast<double>(d.n) + std::abs(d.bounds.log_volume(action));
   }
   return 0;
 }
@@ -103,7 +103,7 @@ void compare(const Distribution& distribution, const std::string& name, Index ro
                        {products.data(), rows, c.columns, c.stride});
 
   double want_entropy = 0, want_divergence = 0, want_norms = 0, want_magnified = 0;
-  const auto* gaussian = std::get_if<DiagonalGaussian>(&distribution);
+  const DiagonalGaussian* gaussian = normal_of(distribution);
   for (Index r = 0; gaussian != nullptr && r < rows; ++r) {
     double sum = 0;
     for (Index i = 0; i < gaussian->n; ++i) {
@@ -187,8 +187,8 @@ int main() {
     all.emplace_back("Bernoulli " + size, Bernoulli{n});
     const Bounds bounds{std::vector<double>(static_cast<std::size_t>(n), -2.0),
                         std::vector<double>(static_cast<std::size_t>(n), 0.5)};
-    all.emplace_back("Gaussian under tanh " + size, DiagonalGaussian{n, false, bounds});
-    all.emplace_back("the same with its own std " + size, DiagonalGaussian{n, true, bounds});
+    all.emplace_back("Gaussian under tanh " + size, SquashedGaussian{{n, false}, bounds});
+    all.emplace_back("the same with its own std " + size, SquashedGaussian{{n, true}, bounds});
     all.emplace_back("Beta " + size, Beta{n, bounds});
   }
   for (const auto& [name, distribution] : all) {

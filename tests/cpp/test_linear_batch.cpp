@@ -53,7 +53,7 @@ struct Case {
     mean.assign(static_cast<std::size_t>(in), normalized ? 0.25 : 0.0);
     std.assign(static_cast<std::size_t>(in), normalized ? 0.5 : 1.0);
     if (normalized) clip = 2;
-    network.set_normalizer(mean.data(), std.data(), clip);
+    network.set_normalizer(mean, std, clip);
     for (Index o = 0; o < out; ++o) {
       inverse_std.push_back(0.5 + 0.1 * static_cast<double>(o % 7));
       other_inverse_std.push_back(0.7 + 0.2 * static_cast<double>(o % 5));

@@ -1,4 +1,4 @@
-// The few types that every floor shares: matrix views, aligned buffers, references to callables.
+// The few types that every layer shares: matrix views, aligned buffers, references to callables.
 #pragma once
 
 #include <cstddef>
@@ -9,14 +9,15 @@
 #include <type_traits>
 #include <utility>
 
+#include "natgrad/base/index.hpp"
+
 namespace natgrad {
 
-using Index = std::ptrdiff_t;
-
-// Every buffer that a kernel touches starts on, and is padded to, this many bytes: one AVX-512
-// register. The padding does not depend on the instruction set, so that layouts never do.
+// Every buffer that a kernel touches starts on a multiple of this many bytes, a line, and is padded to whole
+// lines. A line is one AVX-512 register. It does not depend on the instruction set, so layouts do not.
 inline constexpr Index kAlignment = 64;
 
+// Values of T in a line.
 template <class T>
 inline constexpr Index kLanes = kAlignment / static_cast<Index>(sizeof(T));
 
@@ -24,15 +25,15 @@ inline constexpr Index round_up(Index n, Index multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-// Leading dimension for `columns` of T: a whole number of lanes, and off the multiples of 1 KiB at
-// which consecutive rows would compete for the same cache sets.
+// The stride of rows with `columns` values of T: a whole number of lines, but no multiple of 1 KiB, where
+// consecutive rows would compete for the same sets of the cache.
 template <class T>
 constexpr Index leading_dimension(Index columns) {
   const Index padded = round_up(columns, kLanes<T>);
   return padded * static_cast<Index>(sizeof(T)) % 1024 == 0 ? padded + kLanes<T> : padded;
 }
 
-// A row-major matrix that somebody else owns. `stride` counts elements from row to row.
+// A row-major matrix that is owned elsewhere. `stride` counts elements from row to row.
 template <class T>
 struct Matrix {
   T* data = nullptr;
@@ -47,8 +48,8 @@ struct Matrix {
   operator Matrix<const T>() const { return {data, rows, columns, stride}; }
 };
 
-// Grow-only aligned storage: `resize` allocates only past the largest size seen so far, which is
-// what lets an update promise no allocation after its first call. Contents are zeroed on growth.
+// Aligned storage that only grows: `resize` allocates only beyond the largest size seen so far, so that an
+// update allocates nothing after its first call. Growth sets all contents to zero.
 template <class T>
 class Buffer {
   static_assert(std::is_trivially_copyable_v<T>);
@@ -108,7 +109,7 @@ template <class R, class... Args>
 class FunctionRef<R(Args...)> {
  public:
   template <class F, class = std::enable_if_t<!std::is_same_v<std::decay_t<F>, FunctionRef>>>
-  FunctionRef(F&& f)  // NOLINT: implicit on purpose, as for std::function
+  FunctionRef(F&& f)  // NOLINT: implicit on purpose, like std::function
       : object_(const_cast<void*>(static_cast<const void*>(std::addressof(f)))),
         call_([](void* object, Args... args) -> R {
           return (*static_cast<std::remove_reference_t<F>*>(object))(std::forward<Args>(args)...);
@@ -120,7 +121,7 @@ class FunctionRef<R(Args...)> {
   R (*call_)(void*, Args...);
 };
 
-// y = A x for vectors whose length both sides know. Solver vectors are always double.
+// y = A x, for vectors whose length both sides know. Vectors of solvers are always double.
 using LinearOperator = FunctionRef<void(const double* x, double* y)>;
 
 }  // namespace natgrad

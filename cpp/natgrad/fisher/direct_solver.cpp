@@ -10,24 +10,16 @@
 namespace natgrad {
 namespace {
 
-constexpr Index kTile = 128;             // rows whose Khatri-Rao products are formed at once
-constexpr Index kGroupRows = 256;        // rows of a group, whose sum is one task's: at least,
-constexpr Index kMaxGroups = 32;         // and of groups at most,
-constexpr Index kMaxSums = 64 << 20;     // and bytes of all their sums, unless one has more
-constexpr Index kBand = 48;              // rows of a Gram matrix that are one task
-constexpr Index kMostParameters = 4096;  // of a dense form, and
-constexpr Index kMostEigenvalues = 512;  // where eigenvalues are needed
-constexpr Index kMostSamples = 4096;     // K' N of the sample form
+constexpr Index kTile = 128;          // rows whose Khatri-Rao products are formed at once
+constexpr Index kGroupRows = 256;     // rows of a group, whose sum is one task's: at least,
+constexpr Index kMaxGroups = 32;      // and of groups at most,
+constexpr Index kMaxSums = 64 << 20;  // and bytes of all their sums, unless one has more
+constexpr Index kBand = 48;           // rows of a Gram matrix that are one task
 
 template <class T>
 Index part_count(const Network<T>& network, bool with_free) {
   return static_cast<Index>(network.layers().size()) +
          (with_free && network.spec().free_outputs > 0 ? 1 : 0);
-}
-
-// The pairs (i, j) of a Khatri-Rao product of two layers, j >= i where they are the same one.
-inline Index pair_count(Index n, Index m, bool same) {
-  return same ? n * (n + 1) / 2 : n * m;
 }
 
 template <class Visit>
@@ -179,9 +171,8 @@ void DirectSolver<T>::add_tile(const Linearization<T>& network, Index columns, F
       T* to = h + pair * kTile;
       for (Index r = 0; r < depth; ++r) to[r] = x[r] * y[r];
     });
-    kernels::adjoint_table<T>().inner_products({d, block.outers, kTile, h, block.inners, kTile,
-                                                depth, sums + block.offset, block.inners,
-                                                overwrite});
+    kernels::active<T>().inner_products({d, block.outers, kTile, h, block.inners, kTile, depth,
+                                         sums + block.offset, block.inners, overwrite});
   }
 }
 
@@ -286,10 +277,11 @@ bool DirectSolver<T>::solve_dense(const Linearization<T>& network, Index columns
 //
 // Rows are ordered by k, then n, so that a row of h . h' multiplies rows of d . d' as vectors.
 template <class T>
-void DirectSolver<T>::make_gram(Linearization<T>* network, bool with_free) {
-  const Network<T>& model = network->network();
-  const Index parts = part_count(model, with_free), rows = network->rows();
-  const Index columns = network->adjoint_columns(), size = columns * rows;
+void DirectSolver<T>::make_gram(CachedAdjoints<T>* adjoints, bool with_free) {
+  const Linearization<T>& network = adjoints->network();
+  const Network<T>& model = network.network();
+  const Index parts = part_count(model, with_free), rows = network.rows();
+  const Index columns = adjoints->columns(), size = columns * rows;
   const Index padded = round_up(rows, kLanes<T>), stride = leading_dimension<T>(columns * padded);
   const Index input_stride = leading_dimension<T>(rows);
   adjoints_.resize(static_cast<std::size_t>(parts));
@@ -302,15 +294,15 @@ void DirectSolver<T>::make_gram(Linearization<T>* network, bool with_free) {
     for (Index k = 0; k < columns; ++k) {
       Matrix<const T> d;
       if (l < model.layers().size()) {
-        d = network->adjoint_rows(l, 0, rows, k);
+        d = adjoints->rows(l, 0, rows, k);
       } else {
-        d = network->adjoint_rows(l - 1, 0, rows, k);
+        d = adjoints->rows(l - 1, 0, rows, k);
         d.data += model.spec().outputs;
       }
       d.columns = part.out;
       transpose<T>(d, adjoints_[l].data() + k * padded, stride);
     }
-    if (part.in > 1) transpose<T>(network->layer_input(l), inputs_[l].data(), input_stride);
+    if (part.in > 1) transpose<T>(network.layer_input(l), inputs_[l].data(), input_stride);
   }
 
   factor_.resize(size * leading_dimension<double>(size));
@@ -321,7 +313,7 @@ void DirectSolver<T>::make_gram(Linearization<T>* network, bool with_free) {
       buffer->resize(kBand * stride);
     }
   }
-  const auto& accumulate = kernels::table<T>().accumulate;
+  const auto& accumulate = kernels::active<T>().accumulate;
   parallel_for(static_cast<int>(columns * bands), [&](int task, int index) {
     Worker& worker = workers_[static_cast<std::size_t>(index)];
     const Index k = task / bands, n = task % bands * kBand, height = std::min(kBand, rows - n);
@@ -367,10 +359,11 @@ void DirectSolver<T>::make_gram(Linearization<T>* network, bool with_free) {
 }
 
 template <class T>
-bool DirectSolver<T>::solve_sample(Linearization<T>* network, const double* free, const double* b,
+bool DirectSolver<T>::solve_sample(CachedAdjoints<T>* adjoints, const double* free, const double* b,
                                    double damping, double* x) {
-  make_gram(network, free == nullptr);
-  const Index rows = network->rows(), columns = network->adjoint_columns(), size = columns * rows;
+  make_gram(adjoints, free == nullptr);
+  const Index rows = adjoints->network().rows(), columns = adjoints->columns(),
+              size = columns * rows;
   const Matrix<double> u{factor_.data(), size, size, leading_dimension<double>(size)};
   double trace = 0;
   for (Index i = 0; i < size; ++i) {
@@ -380,7 +373,7 @@ bool DirectSolver<T>::solve_sample(Linearization<T>* network, const double* free
   if (!(damping > rounding<T>(trace)) || !cholesky(u, damping / 2, &cholesky_)) return false;
 
   coefficients_.resize(size);
-  network->sweep_adjoints(
+  adjoints->sweep(
       b,
       [&](Index first, Matrix<T> s) {
         for (Index r = 0; r < s.rows; ++r) {
@@ -391,7 +384,7 @@ bool DirectSolver<T>::solve_sample(Linearization<T>* network, const double* free
       },
       nullptr);
   cholesky_solve(u, coefficients_.data());
-  network->sweep_adjoints(
+  adjoints->sweep(
       nullptr,
       [&](Index first, Matrix<T> s) {
         for (Index r = 0; r < s.rows; ++r) {
@@ -401,83 +394,13 @@ bool DirectSolver<T>::solve_sample(Linearization<T>* network, const double* free
         }
       },
       x);
-  const Network<T>& model = network->network();
+  const Network<T>& model = adjoints->network().network();
   const Index count = model.parameter_count(), offset = model.free_offset();
   for (Index i = 0; i < count; ++i) x[i] = (b[i] - x[i]) / damping;
   for (Index i = 0; free != nullptr && i < model.spec().free_outputs; ++i) {
     x[offset + i] = b[offset + i] / (free[i] + damping);
   }
   return all_finite(x, count);
-}
-
-// --- what they cost ------------------------------------------------------------------------------
-
-namespace {
-// Fitted to the tables that `benchmarks/solver_choice.py` prints, on a Zen 5 with AVX-512, in
-// multiply-adds of a layer's matrix product of the same type.
-constexpr double kCholesky = 2.2;  // one in double, in those of float32
-constexpr double kEigen = 150;     // of P^3, to take a matrix apart
-
-// The dense form: a call; a parameter; an element of F; of a row: itself, a column k, a value that is
-// turned, a product of two of them, a multiply-add with one of these.
-struct DenseCosts {
-  double call, parameter, element, row, column, turned, outer, inner;
-};
-template <class T>
-constexpr DenseCosts kDense{78000, 8270, 412, 306, 684, 17, 25, 2.2};
-template <>
-constexpr DenseCosts kDense<double>{38200, 1990, 255, 323, 584, 22, 23, 0.74};
-
-// The sample form: a call, a parameter, an element of J J' and of each layer in it, a multiply-add,
-// a value that is turned; of two products.
-struct SampleCosts {
-  double call, parameter, element, layer, inner, turned, sweeps;
-};
-template <class T>
-constexpr SampleCosts kSample{298000, 63, 316, 12, 0.51, 123, 0.3};
-template <>
-constexpr SampleCosts kSample<double>{84500, 58, 178, 8.1, 0.57, 79, 0.45};
-}  // namespace
-
-template <class T>
-double DirectSolver<T>::cost(Solver form, const Linearization<T>& network, Index columns,
-                             bool damped) {
-  const Network<T>& model = network.network();
-  const std::vector<Layer>& layers = model.layers();
-  const double n = static_cast<double>(network.rows()), k = static_cast<double>(columns);
-  const double parameters = static_cast<double>(model.parameter_count());
-  const bool sample = form == Solver::sample;
-  if (sample ? !damped || network.rows() > kMostSamples / columns
-             : model.parameter_count() > (damped ? kMostParameters : kMostEigenvalues)) {
-    return std::numeric_limits<double>::infinity();
-  }
-  double inputs = 0, outputs = 0, outer = 0, inner = 0, products = 0;
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    inputs += static_cast<double>(layers[l].in + 1);
-    outputs += static_cast<double>(layers[l].out);
-    for (std::size_t m = l; m < layers.size(); ++m) {
-      const Index outers = pair_count(layers[l].out, layers[m].out, l == m);
-      const Index inners = pair_count(layers[l].in + 1, layers[m].in + 1, l == m);
-      outer += static_cast<double>(outers);
-      inner += static_cast<double>(inners);
-      products += static_cast<double>(outers * inners);
-    }
-  }
-  const auto cube = [](double x) { return x * x * x; };
-  const double cholesky = kCholesky * sizeof(float) / sizeof(T) / 6;  // the unit is one of T
-  if (sample) {
-    const double size = k * n, depth = static_cast<double>(layers.size());
-    const SampleCosts& c = kSample<T>;
-    return c.call + c.parameter * parameters + cholesky * cube(size) +
-           size * size * (c.element + c.layer * depth + c.inner * outputs / 2) +
-           n * size * c.inner * inputs / 2 + c.turned * (size * outputs + n * inputs) +
-           c.sweeps * network.cost(columns, 2);
-  }
-  const DenseCosts& c = kDense<T>;
-  return c.call + (c.parameter + c.element * parameters) * parameters +
-         (damped ? cholesky : kEigen) * cube(parameters) +
-         n * (c.row + c.column * k + c.turned * (inputs + k * outputs) +
-              c.outer * (inner + k * outer) + c.inner * products);
 }
 
 template class DirectSolver<float>;

@@ -10,24 +10,17 @@
 
 #include <Eigen/Eigenvalues>
 
-#include "natgrad/model/network.hpp"
+#include "natgrad/fisher/cost_model.hpp"
+#include "natgrad/model/cached_adjoints.hpp"
 #include "natgrad/solvers/cholesky.hpp"
 
 namespace natgrad {
-
-// How the system is solved. Either the choice is left to a cost model, among all or among the direct
-// forms alone, or it is made: `kronecker` is that of linear_gaussian.hpp.
-enum class Solver { automatic, direct, conjugate_gradient, kronecker, dense, sample };
 
 template <class T>
 class DirectSolver {
  public:
   // Columns k of J for rows from `first` on, at the outputs: d (rows, K).
   using Fill = FunctionRef<void(Index first, Index column, Matrix<T> d)>;
-
-  // Time of making and solving, in multiply-adds of the kernels: a cost model. Infinite where the
-  // form needs damping, and for matrices that are not made.
-  static double cost(Solver form, const Linearization<T>& network, Index columns, bool damped);
 
   // F (P, P), with `free` (free outputs) on its diagonal, or null where J has the free outputs.
   void assemble(const Linearization<T>& network, Index columns, Fill fill, const double* free,
@@ -39,10 +32,10 @@ class DirectSolver {
   bool solve_dense(const Linearization<T>& network, Index columns, Fill fill, const double* free,
                    const double* b, double damping, double* x, double* fx);
 
-  // The same by the sample form, from adjoints that the network keeps, without fx. False if the
+  // The same by the sample form, from the adjoints, without fx. False if the
   // damping is not above the rounding error of the Gram matrix.
-  bool solve_sample(Linearization<T>* network, const double* free, const double* b, double damping,
-                    double* x);
+  bool solve_sample(CachedAdjoints<T>* adjoints, const double* free, const double* b,
+                    double damping, double* x);
 
  private:
   // What of theta belongs to one layer; the free outputs of J are one more, with no input but the bias.
@@ -70,7 +63,7 @@ class DirectSolver {
   void provide_workers(const Network<T>& network, Index columns);
   void add_tile(const Linearization<T>& network, Index columns, Fill fill, Index first, Index rows,
                 bool overwrite, T* sums, Worker* worker) const;
-  void make_gram(Linearization<T>* network, bool with_free);
+  void make_gram(CachedAdjoints<T>* adjoints, bool with_free);
 
   std::vector<Block> blocks_;  // pairs of layers
   Index sums_size_ = 0;

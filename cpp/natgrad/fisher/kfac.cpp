@@ -47,7 +47,7 @@ Index inversion_scratch(Index n) {
 // All of its n^3 multiply-adds are the kernel's. False where a pivot is lost in rounding.
 template <class T>
 bool invert(T* a, Index n, Index stride, T* scratch) {
-  const kernels::Table<T>& kernel = kernels::table<T>();
+  const kernels::Kernels<T>& kernel = kernels::active<T>();
   T* panel = scratch;                  // A_KJ, with A_KK
   T* swept = panel + kSweep * stride;  // B A_KJ
   double b[kSweep][kSweep];
@@ -110,50 +110,30 @@ void shifted(const Buffer<double>& from, Index n, double shift, Buffer<T>* to) {
 }  // namespace
 
 template <class T>
-bool KroneckerFactors<T>::fits(const Network<T>& network) const {
-  const std::vector<Layer>& layers = network.layers();
-  bool same = blocks_.size() == layers.size() && free_.size() == network.spec().free_outputs;
-  for (std::size_t l = 0; same && l < layers.size(); ++l) {
-    same = blocks_[l].in == layers[l].in && blocks_[l].out == layers[l].out;
-  }
-  return same;
-}
-
-template <class T>
-void KroneckerFactors<T>::average(Fisher<T>* fisher, const KfacOptions& options) {
-  const Network<T>& network = fisher->network();
-  const std::vector<Layer>& layers = network.layers();
-  const bool kept = fits(network);
-  if (kept && ++age_ < options.refresh) return;
-  age_ = 0;
-  factorized_ = false;
-  const double decay = kept ? options.decay : 0;
-  blocks_.resize(layers.size());
-  const auto blend = [&](const Buffer<double>& sum, double scale, Buffer<double>* average) {
+void KroneckerFactors<T>::average(Fisher<T>* fisher, const KFac& options) {
+  const std::vector<Layer>& layers = fisher->network().layers();
+  const auto scaled = [](const Buffer<double>& sum, double scale, Buffer<double>* average) {
     average->resize(sum.size());
-    for (Index i = 0; i < sum.size(); ++i) {
-      const double old = decay > 0 ? decay * (*average)[i] : 0;
-      (*average)[i] = old + (1 - decay) * scale * sum[i];
-    }
+    for (Index i = 0; i < sum.size(); ++i) (*average)[i] = scale * sum[i];
   };
   fisher->kronecker_sums(options.every, options.all_columns, &sums_);
   const double rows = static_cast<double>(sums_.rows);
+  blocks_.resize(layers.size());
   for (std::size_t l = 0; l < layers.size(); ++l) {
     Block& block = blocks_[l];
     block.in = layers[l].in;
     block.out = layers[l].out;
     block.weight = layers[l].weight;
     block.bias = layers[l].bias;
-    blend(sums_.inputs[l], 1 / rows, &block.inputs);
-    blend(sums_.adjoints[l], static_cast<double>(fisher->rows()) / rows, &block.adjoints);
+    scaled(sums_.inputs[l], 1 / rows, &block.inputs);
+    scaled(sums_.adjoints[l], static_cast<double>(fisher->rows()) / rows, &block.adjoints);
   }
-  blend(fisher->free_diagonal(), 1, &free_);
-  free_offset_ = network.free_offset();
+  free_ = fisher->free_diagonal();
+  free_offset_ = fisher->network().free_offset();
 }
 
 template <class T>
 bool KroneckerFactors<T>::factorize(double damping) {
-  if (factorized_ && damping == damping_) return true;
   damping_ = damping;
   // What rounding may take from an eigenvalue, where the damping does not cover it.
   const double rounding = std::sqrt(static_cast<double>(std::numeric_limits<T>::epsilon()));
@@ -186,94 +166,7 @@ bool KroneckerFactors<T>::factorize(double damping) {
     if (!invert(a.data(), n, leading_dimension<T>(n), scratch)) definite = false;
   });
   if (!definite) blocks_.clear();
-  return factorized_ = definite;
-}
-
-template <class T>
-std::vector<double> KroneckerFactors<T>::state() const {
-  if (blocks_.empty()) return {};
-  std::vector<double> state{static_cast<double>(age_), static_cast<double>(free_.size())};
-  for (const Block& block : blocks_) {
-    state.push_back(static_cast<double>(block.in));
-    state.push_back(static_cast<double>(block.out));
-    state.insert(state.end(), block.inputs.begin(), block.inputs.end());
-    state.insert(state.end(), block.adjoints.begin(), block.adjoints.end());
-  }
-  state.insert(state.end(), free_.begin(), free_.end());
-  return state;
-}
-
-template <class T>
-bool KroneckerFactors<T>::set_state(const std::vector<double>& state) {
-  std::vector<Block> blocks;
-  Index offset = 0;
-  auto at = state.begin();
-  const auto left = [&] { return static_cast<Index>(state.end() - at); };
-  const auto take_integer = [&](Index low, Index* to) {  // small enough to be squared
-    if (at == state.end() || !(*at >= 0 && *at < 1 << 20)) return false;
-    *to = static_cast<Index>(*at);
-    return *to >= low && static_cast<double>(*to) == *at++;
-  };
-  const auto take_values = [&](Index count, Buffer<double>* to) {
-    if (left() < count || !std::all_of(at, at + count, [](double x) { return std::isfinite(x); })) {
-      return false;
-    }
-    to->resize(count);
-    std::copy_n(at, count, to->begin());
-    at += count;
-    return true;
-  };
-  Index age = 0, free = 0;
-  Buffer<double> diagonal;
-  if (!state.empty()) {
-    if (!take_integer(0, &age) || !take_integer(0, &free)) return false;
-    while (left() > free) {
-      Block block{};
-      if (!take_integer(1, &block.in) || !take_integer(1, &block.out)) return false;
-      if (!take_values((block.in + 1) * (block.in + 1), &block.inputs)) return false;
-      if (!take_values(block.out * block.out, &block.adjoints)) return false;
-      block.weight = offset;
-      block.bias = offset + block.in * block.out;
-      offset = block.bias + block.out;
-      blocks.push_back(std::move(block));
-    }
-    if (!take_values(free, &diagonal)) return false;
-  }
-  blocks_ = std::move(blocks);
-  free_ = std::move(diagonal);
-  free_offset_ = offset;
-  age_ = static_cast<int>(age);
-  factorized_ = false;
-  return true;
-}
-
-namespace {
-// In multiply-adds of a layer's matrix product.
-constexpr double kSums = 0.95;        // one of the sums, and of what is pulled back for them
-constexpr double kSampledRow = 6000;  // a row that takes part, with its random signs
-constexpr double kSummed = 6;         // an element of a factor, in the sum over shards
-constexpr double kInverted = 2;       // one of the n^3 of an inversion,
-constexpr double kSwept = 480;        // and an element in it
-constexpr double kApplied = 1.5;      // one of an application,
-constexpr double kCopied = 20;        // and a parameter in it
-}  // namespace
-
-template <class T>
-double KroneckerFactors<T>::cost(const Fisher<T>& fisher, const KfacOptions& options,
-                                 int applications) {
-  double products = 0, elements = 0, cubes = 0, applied = 0, parameters = 0;
-  for (const Layer& layer : fisher.network().layers()) {
-    const double in = static_cast<double>(layer.in + 1), out = static_cast<double>(layer.out);
-    products += (in * in + out * out) / 2 + (parameters > 0 ? in * out : 0);
-    elements += in * in + out * out;
-    cubes += in * in * in + out * out * out;
-    applied += in * out * (in + out);
-    parameters += in * out;
-  }
-  const double rows = static_cast<double>(fisher.rows()) / static_cast<double>(options.every);
-  const double made =
-      rows * (kSums * products + kSampledRow) + kInverted * cubes + (kSummed + kSwept) * elements;
-  return made / options.refresh + applications * (kApplied * applied + kCopied * parameters);
+  return definite;
 }
 
 namespace {
@@ -299,13 +192,13 @@ void KroneckerFactors<T>::apply(const double* r, double* z) {
         const Index rows = by_adjoints ? in : out;  // of G
         const Index begin = rows * band / bands, count = rows * (band + 1) / bands - begin;
         if (by_adjoints) {
-          kernels::table<T>().accumulate({out, block.v.data() + begin, v_stride, count,
-                                          block.adjoints_inverse.data(), u_stride, out,
-                                          block.u.data() + begin * u_stride, u_stride, true});
+          kernels::active<T>().accumulate({out, block.v.data() + begin, v_stride, count,
+                                           block.adjoints_inverse.data(), u_stride, out,
+                                           block.u.data() + begin * u_stride, u_stride, true});
         } else {
-          kernels::table<T>().accumulate({in, block.u.data() + begin, u_stride, count,
-                                          block.inputs_inverse.data(), v_stride, in,
-                                          block.v.data() + begin * v_stride, v_stride, true});
+          kernels::active<T>().accumulate({in, block.u.data() + begin, u_stride, count,
+                                           block.inputs_inverse.data(), v_stride, in,
+                                           block.v.data() + begin * v_stride, v_stride, true});
         }
       }
     });

@@ -10,7 +10,7 @@
 //
 // What is different: F itself stays exact, so the factors decide how soon conjugate gradients arrive
 // and not where. They may therefore be rough: averaged over a part of the batch, with one random
-// combination of the columns of the root of M instead of all; and kept for several updates.
+// combination of the columns of the root of M instead of all.
 #pragma once
 
 #include "natgrad/fisher/fisher.hpp"
@@ -18,34 +18,20 @@
 
 namespace natgrad {
 
-struct KfacOptions {
-  Index every = 2;           // average over every so-manieth observation
+struct KFac {
+  Index every = 2;           // average over every `every`-th observation
   bool all_columns = false;  // exact expectation over actions instead of random signs
-  int refresh = 1;           // updates that share one average
-  double decay = 0;          // of the average so far, when a new one is added to it
-
-  bool keep() const { return refresh > 1 || decay > 0; }  // whether factors outlive an update
 };
 
 template <class T>
 class KroneckerFactors : public Preconditioner {
  public:
-  // At every refresh-th call averages over the batch of `fisher` and adds the result to what there is:
-  // decay old + (1 - decay) new. The first time, or after a change of sizes, there is nothing to add to.
-  void average(Fisher<T>* fisher, const KfacOptions& options);
+  // Averages over the batch of `fisher`.
+  void average(Fisher<T>* fisher, const KFac& options);
 
   // Prepares to apply M^-1 for this damping. False where a factor is not positive definite to the
-  // precision of T, or not finite; there is no M then, and nothing is kept.
+  // precision of T, or not finite: there is no M then until the next average.
   bool factorize(double damping);
-
-  // Time of averaging, factorising and applying so often, in multiply-adds of the kernels: a cost model
-  // fitted to `benchmarks/time_to_accuracy.py`.
-  static double cost(const Fisher<T>& fisher, const KfacOptions& options, int applications);
-
-  // What is kept: calls since the last average, sizes, and the factors. Empty if nothing is. The
-  // other function returns false for what is no such state.
-  std::vector<double> state() const;
-  bool set_state(const std::vector<double>& state);
 
   // z = M^-1 r, both (P).
   void apply(const double* r, double* z) override;
@@ -59,13 +45,10 @@ class KroneckerFactors : public Preconditioner {
     Buffer<T> v, u;                              // V (out, in + 1); (S^-1 V)' (in + 1, out)
     bool zero;                                   // S = 0: nothing to learn, M = damping I
   };
-  bool fits(const Network<T>& network) const;
 
   std::vector<Block> blocks_;
   Buffer<double> free_;
   Index free_offset_ = 0;
-  int age_ = 0;              // calls of average() since the last one that averaged
-  bool factorized_ = false;  // for this damping:
   double damping_ = 0;
   KroneckerSums sums_;
   std::vector<Buffer<T>> scratch_;  // of each inversion

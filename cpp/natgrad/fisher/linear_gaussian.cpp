@@ -3,55 +3,13 @@
 #include <algorithm>
 #include <limits>
 
+#include "natgrad/model/batch_sums.hpp"
+
 namespace natgrad {
-namespace {
-
-// The cost model, in multiply-adds of the kernels, fitted to `benchmarks/solver_choice.py`: a call; of
-// an output, itself, an element of its factor, a multiply-add; of a product with G, itself, a
-// multiply-add, a parameter in the vectors of the solver; an eigenvalue solver's n^3.
-constexpr double kSolve = 10000, kOutput = 32000, kElement = 150, kCholesky = 0.37;
-constexpr double kProduct = 15000, kMultiply = 28, kParameter = 200;
-constexpr double kEigen = 250;
-
-}  // namespace
 
 template <class T>
 bool LinearGaussian<T>::applies(const Policy<T>& policy) {
   return LinearBatch<T>::applies(policy.network().spec());
-}
-
-namespace {
-
-template <class T>
-double cost_of_gram(const Layer& layer, Index rows) {
-  return static_cast<double>(rows * round_up(layer.in + 1, kLanes<T>) * (layer.in + 1));
-}
-
-}  // namespace
-
-template <class T>
-bool LinearGaussian<T>::pays(const Policy<T>& policy, Index rows, int sweeps) {
-  const Layer& layer = policy.network().layers().front();
-  const double sweep =
-      static_cast<double>(2 * rows * round_up(layer.out, kLanes<T>) * (layer.in + 1));
-  return cost_of_gram<T>(layer, rows) < sweeps * sweep;
-}
-
-template <class T>
-double LinearGaussian<T>::cost_of_products(const Policy<T>& policy, Index rows, int series) {
-  const Layer& layer = policy.network().layers().front();
-  const double phi = static_cast<double>(layer.in + 1), out = static_cast<double>(layer.out);
-  return cost_of_gram<T>(layer, rows) +
-         series * (kProduct + kMultiply * out * phi * phi + kParameter * out * (phi + 1));
-}
-
-template <class T>
-double LinearGaussian<T>::cost_of_solve(const Policy<T>& policy, Index rows, bool damped) {
-  const Layer& layer = policy.network().layers().front();
-  const double phi = static_cast<double>(layer.in + 1), out = static_cast<double>(layer.out);
-  return cost_of_gram<T>(layer, rows) + kSolve +
-         out * (kOutput + kElement * phi * phi + (damped ? kCholesky * phi * phi * phi : 0)) +
-         (damped ? 0 : kEigen * phi * phi * phi);
 }
 
 template <class T>
@@ -64,7 +22,7 @@ void LinearGaussian<T>::attach(LinearizedPolicy<T>* policy, const double* weight
     policy->linear.input_gram(gram_.data());
   } else {
     policy->provide_activations();
-    policy->network.input_gram(uniform ? nullptr : weights, gram_.data());
+    natgrad::input_gram<T>(&policy->network, uniform ? nullptr : weights, gram_.data());
   }
   if (uniform) gram_ *= weights[0];
   weight_ = gram_(in_, in_);
@@ -72,6 +30,7 @@ void LinearGaussian<T>::attach(LinearizedPolicy<T>* policy, const double* weight
   for (Index i = 0; i < out_; ++i) {
     precision_[i] = std::exp(-2 * static_cast<double>(policy->free()[i]));
   }
+  attached_ = true;
 }
 
 // W (out, in) and b (out) hold column phi_o of output o in two places.
@@ -88,6 +47,15 @@ void LinearGaussian<T>::product(const double* v, double* out) const {
         precision_[o] * (gram_.col(in_).head(in_).dot(weights) + gram_(in_, in_) * v[biases + o]);
     out[free + o] = 2 * weight_ * v[free + o];
   }
+}
+
+template <class T>
+double LinearGaussian<T>::add_quadratic_form(const double* v, double sum) {
+  const Index size = out_ * (in_ + 2);
+  fv_.resize(size);
+  product(v, fv_.data());
+  for (Index i = 0; i < size; ++i) sum += v[i] * fv_[i];
+  return sum;
 }
 
 // x_o = (G / sigma_o^2 + damping)^-1 b_o by a Cholesky factor for each output o. Where the damping does

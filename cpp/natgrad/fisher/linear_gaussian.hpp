@@ -20,15 +20,13 @@ class LinearGaussian {
  public:
   // Whether the policy is of this kind.
   static bool applies(const Policy<T>& policy);
-  // Whether it takes less time to make and apply G than to make so many sweeps over the batch; and the
-  // time to make it and multiply by it, or to make it and solve, in multiply-adds. A cost model.
-  static bool pays(const Policy<T>& policy, Index rows, int sweeps);
-  static double cost_of_products(const Policy<T>& policy, Index rows, int series);
-  static double cost_of_solve(const Policy<T>& policy, Index rows, bool damped);
-
   // Makes G; weights (N) are w_n / N, all equal to the first if `uniform`.
   void attach(LinearizedPolicy<T>* policy, const double* weights, bool uniform);
-  void product(const double* v, double* out) const;  // without damping
+  bool is_attached() const { return attached_; }
+  void detach() { attached_ = false; }
+
+  void product(const double* v, double* out) const;        // without damping
+  double add_quadratic_form(const double* v, double sum);  // sum + v'F v
 
   // x = (F + damping I)^-1 b. What of b lies in the null space of an undamped F stays residual, and
   // x is then the shortest of the least-squares solutions.
@@ -38,6 +36,7 @@ class LinearGaussian {
   void solve_by_cholesky(double precision, double damping);
   void solve_by_eigenvalues(double precision, double damping);
 
+  bool attached_ = false;
   Index in_ = 0, out_ = 0;
   double weight_ = 0;         // sum_n w_n / N
   Buffer<double> precision_;  // (out): 1 / sigma^2
@@ -45,6 +44,7 @@ class LinearGaussian {
   Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen_;
   Eigen::VectorXd phi_, rotated_;  // (in + 1) of one output
   Buffer<double> factor_;
+  Buffer<double> fv_;  // (P)
   CholeskyScratch cholesky_;
 };
 

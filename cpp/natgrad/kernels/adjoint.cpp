@@ -1,29 +1,23 @@
-// Dot products with cached adjoints, and sums of them: what turns a direction into coefficients and
-// coefficients into cotangents (eq. 18, 19). Compiled once per level, like dense_layer.cpp.
+// Dot products with cached adjoints, which turn a direction into coefficients (eq. 18), and sums of
+// adjoints, which turn coefficients into cotangents (eq. 19).
 //
-// Both touch every adjoint once and do one multiply-add with it: they run at the speed of the memory
-// that holds the adjoints. Layers of whole vectors, or of a few columns, have their dot products made by
-// the product itself (dense_layer.cpp).
+// Both read every adjoint once and do one multiply-add with it, so they run at the speed of the memory
+// that holds the adjoints. Where a layer is whole vectors or a few columns wide, the product computes the
+// dot products itself (Epilogue::dot).
 //
-// Inner products of Khatri-Rao rows make a dense Fisher matrix (eq. 14): a row is a product of two
-// features over a tile of observations, so that it is made by whole vectors too.
+// Inner products of Khatri-Rao rows make a dense Fisher matrix (eq. 14). A row is the product of two
+// features over a tile of observations, so that its vectors are full as well.
 #include "natgrad/kernels/kernels.hpp"
 #include "natgrad/kernels/lanes.hpp"
 
 namespace NATGRAD_NAMESPACE {
 namespace {
 
-using natgrad::kernels::Adjoints;
-using natgrad::kernels::InnerProducts;
-
-typedef ptrdiff_t Index;
-
 constexpr int kTogether = 4;  // independent sums: of as many rows of d, or vectors of a row of x
 
-// M rows of d from row i on, each against its row of x; those are `step` apart.
+// M rows of d from row i on, each with its row of x; the rows of x are `step` apart.
 template <class T, int M>
-inline __attribute__((always_inline)) void dots_of(const Adjoints<T>& p, Index i, const T* x,
-                                                   Index step) {
+NATGRAD_INLINE void dots_of(const Adjoints<T>& p, Index i, const T* x, Index step) {
   constexpr int lanes = Simd<T>::lanes;
   const T* d = p.d + i * p.ldd;
   Vec<T> acc[M] = {};
@@ -32,7 +26,7 @@ inline __attribute__((always_inline)) void dots_of(const Adjoints<T>& p, Index i
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) acc[m] += load<T>(d + m * p.ldd + c) * load<T>(x + m * step + c);
   }
-  if (c < p.width) {  // what pads the rows may be anything, NaN too
+  if (c < p.width) {  // the padding of a row may be anything, even NaN
     IVec<T> inside;
 #pragma GCC unroll 16
     for (int j = 0; j < lanes; ++j) inside[j] = c + j < p.width ? -1 : 0;
@@ -61,7 +55,7 @@ inline void dots_of_rows(const Adjoints<T>& p, Index i, Index count, const T* x,
 }
 
 template <class T>
-void dots(const Adjoints<T>& p) {
+void adjoint_dots(const Adjoints<T>& p) {
   if (p.columns == 1) return dots_of_rows<T>(p, 0, p.rows, p.x, p.ldx);
   for (Index r = 0; r < p.rows; ++r) {
     dots_of_rows<T>(p, r * p.columns, p.columns, p.x + r * p.ldx, 0);
@@ -93,7 +87,7 @@ inline void sums_of(const Adjoints<T>& p, Index c, bool overwrite, T* column_sum
 }
 
 template <class T>
-void sums(const Adjoints<T>& p, bool overwrite, T* column_sums) {
+void adjoint_sums(const Adjoints<T>& p, bool overwrite, T* column_sums) {
   constexpr int lanes = Simd<T>::lanes;
   Index c = 0;
   for (; c + kTogether * lanes <= p.width; c += kTogether * lanes) {
@@ -104,8 +98,7 @@ void sums(const Adjoints<T>& p, bool overwrite, T* column_sums) {
 
 // M rows of a and G rows of b.
 template <class T, int M, int G>
-inline __attribute__((always_inline)) void inner_block(const InnerProducts<T>& p, Index i,
-                                                       Index j) {
+NATGRAD_INLINE void inner_block(const InnerProducts<T>& p, Index i, Index j) {
   constexpr int lanes = Simd<T>::lanes;
   const T *a = p.a + i * p.lda, *b = p.b + j * p.ldb;
   Vec<T> acc[M][G] = {};
@@ -139,7 +132,7 @@ inline void inner_rows(const InnerProducts<T>& p, Index i) {
 
 template <class T>
 void inner_products(const InnerProducts<T>& p) {
-  constexpr int M = NATGRAD_VECTOR_BYTES == 64 ? 4 : 2;  // as many sums as there are registers for
+  constexpr int M = NATGRAD_VECTOR_BYTES == 64 ? 4 : 2;  // as many sums as fit into registers
   Index i = 0;
   for (; i + M <= p.rows_a; i += M) inner_rows<T, M>(p, i);
   for (; i < p.rows_a; ++i) inner_rows<T, 1>(p, i);
@@ -147,11 +140,13 @@ void inner_products(const InnerProducts<T>& p) {
 
 }  // namespace
 
-extern const natgrad::kernels::AdjointTable<float> adjoints_f32;
-extern const natgrad::kernels::AdjointTable<double> adjoints_f64;
-constexpr natgrad::kernels::AdjointTable<float> adjoints_f32 = {dots<float>, sums<float>,
-                                                                inner_products<float>};
-constexpr natgrad::kernels::AdjointTable<double> adjoints_f64 = {dots<double>, sums<double>,
-                                                                 inner_products<double>};
+template <class T>
+void add_adjoint(Kernels<T>* kernels) {
+  kernels->adjoint_dots = adjoint_dots<T>;
+  kernels->adjoint_sums = adjoint_sums<T>;
+  kernels->inner_products = inner_products<T>;
+}
+template void add_adjoint(Kernels<float>*);
+template void add_adjoint(Kernels<double>*);
 
 }  // namespace NATGRAD_NAMESPACE

@@ -1,13 +1,11 @@
-// A linear Gaussian policy on bundles of rows. Compiled once per level, like dense_layer.cpp.
-//
-// A bundle is 64 bytes of rows, kept column by column:
+// A linear Gaussian policy on bundles of rows. A bundle is a line of rows, kept column by column:
 //
 //                 column 0       column 1             column n-1
 //   bundle 0   | rows 0 .. 15 | rows 0 .. 15 | ... | rows 0 .. 15 |      of float; 8 rows of double
 //   bundle 1   | rows 16 .. 31 | ...
 //
-// Layers as narrow as 17 -> 6 fill no vector with columns, but always one with rows. Then sums over
-// columns need no folding, sums over rows one for each tile, and nothing is padding.
+// A layer as narrow as 17 -> 6 does not fill a vector with columns, but always with rows. Then sums over
+// columns need no addition across lanes, sums over rows need one for each tile, and nothing is padding.
 #include "natgrad/kernels/kernels.hpp"
 #include "natgrad/kernels/lanes.hpp"
 #include "natgrad/kernels/wide.hpp"
@@ -15,18 +13,15 @@
 namespace NATGRAD_NAMESPACE {
 namespace {
 
-using natgrad::kernels::Residuals;
-
 template <class T>
-constexpr Index kRows = 64 / sizeof(T);                // of a bundle
-constexpr Index kVectors = 64 / NATGRAD_VECTOR_BYTES;  // of a column of a bundle
+constexpr Index kRows = 64 / sizeof(T);  // of a bundle; a column of it has kLineVectors vectors
 
-// Vector q of the first column: the bundle's, then its part.
+// Where vector q of the first column begins.
 template <class T>
 NATGRAD_INLINE Index vector_at(Index q, Index columns) {
-  return q / kVectors * columns * kRows<T> + q % kVectors * Simd<T>::lanes;
+  return q / kLineVectors * columns * kRows<T> + q % kLineVectors * Simd<T>::lanes;
 }
-// As many rows as there are lanes of double, from row r on.
+// Where row r of the first column is.
 template <class T>
 NATGRAD_INLINE Index rows_at(Index r, Index columns) {
   return r / kRows<T> * columns * kRows<T> + r % kRows<T>;
@@ -34,7 +29,7 @@ NATGRAD_INLINE Index rows_at(Index r, Index columns) {
 
 // --- pack ----------------------------------------------------------------------------------------
 
-// Exchanges the bit of a vector's number with that of its lanes.
+// Exchanges `bit` and the bits below it between the numbers of the vectors and those of their lanes.
 template <class T, int N, int bit>
 NATGRAD_INLINE void exchange(Vec<T>* v) {
   constexpr int lanes = Simd<T>::lanes;
@@ -54,8 +49,8 @@ NATGRAD_INLINE void exchange(Vec<T>* v) {
   if constexpr (bit > 1) exchange<T, N, bit / 2>(v);
 }
 
-// As many rows as a vector has lanes, eight columns at a time: where there are 16 lanes, the second
-// half of a vector is eight rows further down.
+// As many rows as a vector has lanes, eight columns at a time. Where there are 16 lanes, the second half of
+// a vector is eight rows further down.
 template <class T>
 NATGRAD_INLINE void transpose(const T* x, Index ldx, Index columns, T* to) {
   constexpr int lanes = Simd<T>::lanes, N = lanes < 8 ? lanes : 8;
@@ -78,7 +73,7 @@ NATGRAD_INLINE void transpose(const T* x, Index ldx, Index columns, T* to) {
 }
 
 template <class T>
-void pack(const T* x, Index ldx, Index rows, Index columns, bool ones, T* to) {
+void pack_bundles(const T* x, Index ldx, Index rows, Index columns, bool ones, T* to) {
   constexpr Index lanes = Simd<T>::lanes, N = lanes < 8 ? lanes : 8;
   const Index read = (columns - 1) / N * N + lanes;  // of a row, from its beginning
   const Index readable = rows - (read - columns + ldx - 1) / ldx;
@@ -106,8 +101,8 @@ void pack(const T* x, Index ldx, Index rows, Index columns, bool ones, T* to) {
 
 constexpr int kTogether = NATGRAD_VECTOR_BYTES == 64 ? 4 : 2;  // vectors of a block
 
-// V vectors of rows from number q on, O columns from o on. The input's last column, of ones, comes
-// first: then sums are those of `multiply`, which starts with the bias, to the last bit.
+// V vectors of rows from number q on, O columns from o on. The last column of the input, of ones, comes
+// first: the sums then equal to the last bit those of `multiply`, which starts with the bias.
 template <class T, int V, int O>
 NATGRAD_INLINE void product_block(const T* h, Index in, const T* w, Index out, T* y, Index q,
                                   Index o) {
@@ -147,8 +142,8 @@ NATGRAD_INLINE void product_rows(const T* h, Index in, const T* w, Index out, T*
 }
 
 template <class T>
-void products(Index bundles, const T* h, Index in, const T* w, Index out, T* y) {
-  const Index count = bundles * kVectors;
+void bundle_products(Index bundles, const T* h, Index in, const T* w, Index out, T* y) {
+  const Index count = bundles * kLineVectors;
   Index q = 0;
   for (; q + kTogether <= count; q += kTogether) product_rows<T, kTogether>(h, in, w, out, y, q);
   for (; q < count; ++q) product_rows<T, 1>(h, in, w, out, y, q);
@@ -157,7 +152,7 @@ void products(Index bundles, const T* h, Index in, const T* w, Index out, T* y) 
 // --- residuals -----------------------------------------------------------------------------------
 
 template <class T>
-void leave_residuals(const Residuals<T>& p, const T* means, double* magnitudes) {
+void subtract_means(const Residuals<T>& p, const T* means, double* magnitudes) {
   for_each_strip(p.rows, p.rows, [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
     constexpr bool is_whole = decltype(whole)::is;
     T* at = p.e + rows_at<T>(r, p.n);
@@ -176,7 +171,7 @@ void leave_residuals(const Residuals<T>& p, const T* means, double* magnitudes) 
 }
 
 template <class T>
-double moved_residuals(const Residuals<T>& p, const T* moves, const double* inverse_std_of_moves) {
+double moved_distances(const Residuals<T>& p, const T* moves, const double* inverse_std_of_moves) {
   Wide total = {};
   for_each_strip(p.rows, p.rows, [&](auto whole, Index r, Index count) NATGRAD_LAMBDA {
     const T* at = p.e + rows_at<T>(r, p.n);
@@ -215,14 +210,14 @@ void residual_scores(const Residuals<T>& p, const double* weights, T* d, double*
 
 // --- sums of products ----------------------------------------------------------------------------
 
-// M columns of a from i on, O columns of b from j on, each sum folded once.
+// M columns of a from i on and O columns of b from j on; lanes are added up once for each sum.
 template <class T, int M, int O>
 NATGRAD_INLINE void sum_block(Index bundles, const T* a, Index m, const T* b, Index n, Index i,
                               Index j, bool overwrite, T* c, Index ldc) {
   Vec<T> acc[M][O] = {};
   a += i * kRows<T>;
   b += j * kRows<T>;
-  for (Index q = 0; q < bundles * kVectors; ++q) {
+  for (Index q = 0; q < bundles * kLineVectors; ++q) {
     const T *from_a = a + vector_at<T>(q, m), *from_b = b + vector_at<T>(q, n);
     Vec<T> row[O];
 #pragma GCC unroll 4
@@ -258,8 +253,8 @@ NATGRAD_INLINE void sum_rows(Index bundles, const T* a, Index m, const T* b, Ind
 }
 
 template <class T>
-void column_products(Index bundles, const T* a, Index m, const T* b, Index n, bool upper,
-                     bool overwrite, T* c, Index ldc) {
+void bundle_column_products(Index bundles, const T* a, Index m, const T* b, Index n, bool upper,
+                            bool overwrite, T* c, Index ldc) {
   constexpr int M = NATGRAD_VECTOR_BYTES == 64 ? 4 : 2;
   Index i = 0;
   for (; i + M <= m; i += M) {
@@ -278,16 +273,16 @@ void column_products(Index bundles, const T* a, Index m, const T* b, Index n, bo
 
 }  // namespace
 
-extern const natgrad::kernels::BundleTable<float> bundles_f32;
-extern const natgrad::kernels::BundleTable<double> bundles_f64;
-
 template <class T>
-constexpr natgrad::kernels::BundleTable<T> bundle_table() {
-  return {
-      pack<T>,           products<T>, leave_residuals<T>, moved_residuals<T>, residual_scores<T>,
-      column_products<T>};
+void add_bundles(Kernels<T>* kernels) {
+  kernels->pack_bundles = pack_bundles<T>;
+  kernels->bundle_products = bundle_products<T>;
+  kernels->subtract_means = subtract_means<T>;
+  kernels->moved_distances = moved_distances<T>;
+  kernels->residual_scores = residual_scores<T>;
+  kernels->bundle_column_products = bundle_column_products<T>;
 }
-constexpr natgrad::kernels::BundleTable<float> bundles_f32 = bundle_table<float>();
-constexpr natgrad::kernels::BundleTable<double> bundles_f64 = bundle_table<double>();
+template void add_bundles(Kernels<float>*);
+template void add_bundles(Kernels<double>*);
 
 }  // namespace NATGRAD_NAMESPACE

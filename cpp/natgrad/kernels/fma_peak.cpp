@@ -1,23 +1,23 @@
-// What one core can do at most at this level: independent chains of fused multiply-adds in registers.
-// Compiled once per level, like dense_layer.cpp. The baseline level multiplies and adds in turn.
+// The most that one core can do at this level: independent chains of fused multiply-adds in registers.
+// The baseline level multiplies and then adds.
 #include "natgrad/kernels/kernels.hpp"
 #include "natgrad/kernels/vector_math.hpp"
 
 namespace NATGRAD_NAMESPACE {
 
-// As many accumulators as a register block of dense_layer.cpp: more than latency times issue width
-// on any machine so far (4 cycles, 2 a cycle), and two registers are left for the factors.
+// As many accumulators as a register block has (block.hpp): more than the latency times the issue width of
+// any machine so far (4 cycles, 2 in each), and two registers are left for the factors.
 constexpr int kChains = NATGRAD_VECTOR_BYTES == 64 ? 24 : 12;
 
 // x = x a + b converges to 1, so that no value ever overflows or becomes subnormal. The compiler must not
-// know where a chain starts: it would leave one out that starts at 1.
+// know where a chain starts: it would drop a chain that starts at 1.
 template <class T>
-double fma_chains(ptrdiff_t steps, T* sink) {
+double fma_chains(Index steps, T* sink) {
   const Vec<T> a = T(0.75) - Vec<T>{}, b = T(0.25) - Vec<T>{};
   Vec<T> x[kChains];
 #pragma GCC unroll 24
   for (int i = 0; i < kChains; ++i) x[i] = (*sink + T(i)) - Vec<T>{};
-  for (ptrdiff_t step = 0; step < steps; ++step) {
+  for (Index step = 0; step < steps; ++step) {
 #pragma GCC unroll 24
     for (int i = 0; i < kChains; ++i) x[i] = x[i] * a + b;
   }
@@ -28,11 +28,11 @@ double fma_chains(ptrdiff_t steps, T* sink) {
   return 2.0 * kChains * Simd<T>::lanes * (double)steps;
 }
 
-double fma_chains_f32(ptrdiff_t steps, float* sink) {
-  return fma_chains<float>(steps, sink);
+template <class T>
+void add_fma_peak(Kernels<T>* kernels) {
+  kernels->fma_chains = fma_chains<T>;
 }
-double fma_chains_f64(ptrdiff_t steps, double* sink) {
-  return fma_chains<double>(steps, sink);
-}
+template void add_fma_peak(Kernels<float>*);
+template void add_fma_peak(Kernels<double>*);
 
 }  // namespace NATGRAD_NAMESPACE

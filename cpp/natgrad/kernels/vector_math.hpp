@@ -16,13 +16,20 @@
 //                (the variable of Shepherd and Laframboise 1981). |L| < 0.23 and the rounding error
 //                of z^2 join the small part of the exponent, where they cost little
 //
-// Polynomials are minimax, printed by minimax.py beside this file.
+// The polynomials are minimax; tools/minimax.py prints them.
 #pragma once
 
 #include <stdint.h>
 #if defined(__x86_64__)
+#if NATGRAD_VECTOR_BYTES == 16
+#include <emmintrin.h>  // a tenth of a second less for each file
+#else
 #include <immintrin.h>
 #endif
+#endif
+
+#define NATGRAD_LAMBDA __attribute__((always_inline))
+#define NATGRAD_INLINE inline NATGRAD_LAMBDA
 
 namespace NATGRAD_NAMESPACE {
 
@@ -124,7 +131,7 @@ struct Polynomials<double> {
 };
 
 template <class T, int N>
-inline __attribute__((always_inline)) Vec<T> horner(const T (&coefficients)[N], Vec<T> x) {
+NATGRAD_INLINE Vec<T> horner(const T (&coefficients)[N], Vec<T> x) {
   Vec<T> p = coefficients[N - 1] - Vec<T>{};
 #pragma GCC unroll 32
   for (int i = N - 2; i >= 0; --i) p = p * x + coefficients[i];
@@ -139,28 +146,28 @@ inline Vec<T> high_half(Vec<T> x) {
   return (Vec<T>)((IVec<T>)x & Simd<T>::high_half);
 }
 
-// The smaller or the larger of both; x where it is NaN. One instruction on x86, whose second operand
-// wins then; compilers make a comparison and a blend of the portable form.
+// The smaller or the larger of two; x where it is NaN. On x86 this is one instruction, which returns its
+// second operand then; compilers turn the portable form into a comparison and a blend.
 #if defined(__x86_64__)
 #if NATGRAD_VECTOR_BYTES == \
-    64  // all lanes: GCC 12 warns of its own header in the form without a mask
-#define NATGRAD_X86(name, a, b) _mm512_maskz_##name(-1, a, b)
+    64  // masked: GCC 12 warns about its own header in the form without a mask
+#define NATGRAD_X86(name, all_lanes, a, b) _mm512_maskz_##name(all_lanes, a, b)
 #elif NATGRAD_VECTOR_BYTES == 32
-#define NATGRAD_X86(name, a, b) _mm256_##name(a, b)
+#define NATGRAD_X86(name, all_lanes, a, b) _mm256_##name(a, b)
 #else
-#define NATGRAD_X86(name, a, b) _mm_##name(a, b)
+#define NATGRAD_X86(name, all_lanes, a, b) _mm_##name(a, b)
 #endif
 inline Vec<float> smaller(Vec<float> bound, Vec<float> x) {
-  return NATGRAD_X86(min_ps, bound, x);
+  return NATGRAD_X86(min_ps, 0xffff, bound, x);
 }
 inline Vec<double> smaller(Vec<double> bound, Vec<double> x) {
-  return NATGRAD_X86(min_pd, bound, x);
+  return NATGRAD_X86(min_pd, 0xff, bound, x);
 }
 inline Vec<float> larger(Vec<float> bound, Vec<float> x) {
-  return NATGRAD_X86(max_ps, bound, x);
+  return NATGRAD_X86(max_ps, 0xffff, bound, x);
 }
 inline Vec<double> larger(Vec<double> bound, Vec<double> x) {
-  return NATGRAD_X86(max_pd, bound, x);
+  return NATGRAD_X86(max_pd, 0xff, bound, x);
 }
 #undef NATGRAD_X86
 #else
@@ -197,8 +204,7 @@ inline Vec<T> power_of_two(IVec<T> n) {
 
 // x + tail = n ln 2 + r; returns expm1(r) and writes n. Without a tail there is none to add.
 template <class T>
-inline __attribute__((always_inline)) Vec<T> reduced_expm1(Vec<T> x, IVec<T>* n,
-                                                           const Vec<T>* tail = nullptr) {
+NATGRAD_INLINE Vec<T> reduced_expm1(Vec<T> x, IVec<T>* n, const Vec<T>* tail = nullptr) {
   using S = Simd<T>;
   const Vec<T> shifted =
       (tail != nullptr ? x + *tail : x) * T(1.44269504088896340736) + S::round_magic;

@@ -1,16 +1,11 @@
-// Vectors of double over numbers that may be float, for the kernels that work row by row.
+// Vectors of double over numbers that may be float, for the kernels on rows.
 #pragma once
 
-#include <stddef.h>
-
+#include "natgrad/base/index.hpp"
 #include "natgrad/kernels/vector_math.hpp"
 
 namespace NATGRAD_NAMESPACE {
 
-#define NATGRAD_LAMBDA __attribute__((always_inline))
-#define NATGRAD_INLINE inline NATGRAD_LAMBDA
-
-typedef ptrdiff_t Index;
 typedef Vec<double> Wide;
 
 constexpr int kWideLanes = Simd<double>::lanes;
@@ -21,18 +16,18 @@ struct Narrow {
   typedef T vec __attribute__((vector_size(kWideLanes * sizeof(T)), aligned(sizeof(T))));
 };
 
-// Conversions; in the portable form GCC 12 makes four instructions of one that is 64 bytes wide.
+// Conversions. GCC 12 makes four instructions of the portable form where one of 64 bytes would do.
 template <class T>
 NATGRAD_INLINE Wide widen(typename Narrow<T>::vec x) {
 #if NATGRAD_VECTOR_BYTES == 64
-  if constexpr (sizeof(T) == 4) return _mm512_maskz_cvtps_pd(-1, (__m256)x);
+  if constexpr (sizeof(T) == 4) return _mm512_maskz_cvtps_pd(0xff, (__m256)x);
 #endif
   return __builtin_convertvector(x, Wide);
 }
 template <class T>
 NATGRAD_INLINE typename Narrow<T>::vec narrow(Wide x) {
 #if NATGRAD_VECTOR_BYTES == 64
-  if constexpr (sizeof(T) == 4) return (typename Narrow<T>::vec)_mm512_maskz_cvtpd_ps(-1, x);
+  if constexpr (sizeof(T) == 4) return (typename Narrow<T>::vec)_mm512_maskz_cvtpd_ps(0xff, x);
 #endif
   return __builtin_convertvector(x, typename Narrow<T>::vec);
 }
@@ -46,7 +41,7 @@ NATGRAD_INLINE void store_wide(T* p, Wide x) {
   *(typename Narrow<T>::vec*)p = narrow<T>(x);
 }
 
-// Of the lanes the first `count` are there; all of them if `whole`. What is loaded for others is zero.
+// The first `count` lanes only, or all of them if `whole`. Other lanes are loaded as zero and not stored.
 template <bool whole, class T>
 NATGRAD_INLINE Wide load_wide(const T* p, Index count) {
   if constexpr (whole) return load_wide(p);
@@ -91,8 +86,8 @@ struct Whole {
   static constexpr bool is = value;
 };
 
-// f(Whole, first row, number of rows) for strips of rows; those with rows from `whole_rows` on are not
-// called whole, even if they have all of their rows.
+// Calls f(Whole, first row, number of rows) for each strip of as many rows as a vector has lanes. A strip
+// that reaches beyond `whole_rows` is not called whole, even if it has all of its rows.
 template <class F>
 NATGRAD_INLINE void for_each_strip(Index rows, Index whole_rows, F f) {
   Index r = 0;
@@ -105,7 +100,7 @@ constexpr Index padded(Index columns) {
   return (columns + kWideLanes - 1) / kWideLanes * kWideLanes;
 }
 
-// How many of the rows of x can be read in whole vectors without passing the end of the last.
+// How many rows of x can be read in whole vectors without passing the end of the last row.
 constexpr Index whole_rows(Index rows, Index columns, Index ldx) {
   return rows - (padded(columns) - columns + ldx - 1) / ldx;
 }

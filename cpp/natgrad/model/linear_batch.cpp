@@ -53,7 +53,7 @@ void LinearBatch<T>::pack_inputs(Matrix<const T> observations, T* to, Worker* wo
     network_->input(observations, made, worker->scratch.data());
     h = made;
   }
-  kernels::bundle_table<T>().pack(h.data, h.stride, h.rows, h.columns, true, to);
+  kernels::active<T>().pack_bundles(h.data, h.stride, h.rows, h.columns, true, to);
 }
 
 // sums (rows, columns) of all shards' (rows, leading_dimension(in)), in their order.
@@ -61,8 +61,8 @@ template <class T>
 void LinearBatch<T>::sum_shards(Index rows, Index columns, double* sums) const {
   const Index stride = leading_dimension<T>(in_);
   for (Index r = 0; r < rows; ++r) {
-    kernels::table<T>().sum_shards(sums_.data() + r * stride, shards_, rows * stride, columns,
-                                   sums + r * columns);
+    kernels::active<T>().sum_shards(sums_.data() + r * stride, shards_, rows * stride, columns,
+                                    sums + r * columns);
   }
 }
 
@@ -73,7 +73,7 @@ auto LinearBatch<T>::evaluate_with_gradient(const Network<T>& network, const T* 
                                             int shards, const double* inverse_std, double* values,
                                             FunctionRef<void(Index, Index, int)> weigh,
                                             double* gradient) -> ScoreSizes {
-  const kernels::BundleTable<T>& kernel = kernels::bundle_table<T>();
+  const kernels::Kernels<T>& kernel = kernels::active<T>();
   const Layer& layer = network.layers().front();
   network_ = &network;
   rows_ = observations.rows;
@@ -97,22 +97,22 @@ auto LinearBatch<T>::evaluate_with_gradient(const Network<T>& network, const T* 
     T *h = inputs_.data() + first * in_, *e = residuals_.data() + first * out_;
     T* moves = worker->moves.data();
     pack_inputs(observations.middle_rows(first, rows), h, worker);
-    kernel.pack(actions.row(first), actions.stride, rows, out_, false, e);
-    kernel.products(bundles, h, in_, weights_.data(), out_, moves);
+    kernel.pack_bundles(actions.row(first), actions.stride, rows, out_, false, e);
+    kernel.bundle_products(bundles, h, in_, weights_.data(), out_, moves);
     const kernels::Residuals<T> residuals{rows, out_, e, inverse_std, values + first};
-    kernel.leave_residuals(residuals, moves, worker->magnitudes.data());
+    kernel.subtract_means(residuals, moves, worker->magnitudes.data());
     weigh(first, rows, shard);
 
     double* sums = shard_values_.data() + shard * (out_ + 2);
     kernel.residual_scores(residuals, values + first, moves, sums, worker->squares.data());
-    sums[out_] += kernels::row_table<T>().sum_of_roots(worker->squares.data(), rows);
+    sums[out_] += kernels::active<T>().sum_of_roots(worker->squares.data(), rows);
     for (Index r = 0; r < rows; ++r) {
       const double size = values[first + r] * worker->magnitudes[r];
       sums[out_ + 1] += size * size;
     }
     const bool overwrite = first == shard_begin(shard);
-    kernel.column_products(bundles, moves, out_, h, in_, false, overwrite,
-                           sums_.data() + shard * out_ * stride, stride);
+    kernel.bundle_column_products(bundles, moves, out_, h, in_, false, overwrite,
+                                  sums_.data() + shard * out_ * stride, stride);
   });
 
   reduced_.resize(out_ * in_);
@@ -136,7 +136,7 @@ template <class T>
 double LinearBatch<T>::evaluate_at(const T* theta, const double* inverse_std,
                                    const double* inverse_std_of_moves, double* distances,
                                    FunctionRef<void(Index, Index, int)> visit) {
-  const kernels::BundleTable<T>& kernel = kernels::bundle_table<T>();
+  const kernels::Kernels<T>& kernel = kernels::active<T>();
   const Layer& layer = network_->layers().front();
   for (Index o = 0; o < out_; ++o) {
     for (Index i = 0; i < in_; ++i) {
@@ -148,10 +148,11 @@ double LinearBatch<T>::evaluate_at(const T* theta, const double* inverse_std,
   shard_values_.fill_zero();
   for_each_tile([&](Index first, Index rows, Index bundles, int shard, Worker* worker) {
     T* moves = worker->moves.data();
-    kernel.products(bundles, inputs_.data() + first * in_, in_, weights_.data(), out_, moves);
+    kernel.bundle_products(bundles, inputs_.data() + first * in_, in_, weights_.data(), out_,
+                           moves);
     const kernels::Residuals<T> residuals{rows, out_, residuals_.data() + first * out_, inverse_std,
                                           distances + first};
-    shard_values_[shard] += kernel.moved_residuals(residuals, moves, inverse_std_of_moves);
+    shard_values_[shard] += kernel.moved_distances(residuals, moves, inverse_std_of_moves);
     visit(first, rows, shard);
   });
   double moved = 0;
@@ -165,9 +166,9 @@ void LinearBatch<T>::input_gram(double* gram) {
   sums_.resize(shards_ * in_ * stride);
   for_each_tile([&](Index first, Index, Index bundles, int shard, Worker*) {
     const T* h = inputs_.data() + first * in_;
-    kernels::bundle_table<T>().column_products(bundles, h, in_, h, in_, true,
-                                               first == shard_begin(shard),
-                                               sums_.data() + shard * in_ * stride, stride);
+    kernels::active<T>().bundle_column_products(bundles, h, in_, h, in_, true,
+                                                first == shard_begin(shard),
+                                                sums_.data() + shard * in_ * stride, stride);
   });
   sum_shards(in_, in_, gram);
   for (Index i = 0; i < in_; ++i) {

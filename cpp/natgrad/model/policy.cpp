@@ -45,12 +45,11 @@ Policy<T>::Policy(NetworkSpec spec, Distribution distribution, Initialization ki
           kind, output_scale, log_std_init),
       distribution_(std::move(distribution)) {
   // A log standard deviation that the network computes starts at log_std_init too, by its bias.
-  if (const auto* gaussian = std::get_if<DiagonalGaussian>(&distribution_)) {
-    if (gaussian->state_dependent_std) {
-      const Layer& last = this->network().layers().back();
-      std::fill_n(this->parameters() + last.bias + gaussian->n, gaussian->n,
-                  static_cast<T>(log_std_init));
-    }
+  const DiagonalGaussian* gaussian = normal_of(distribution_);
+  if (gaussian != nullptr && gaussian->state_dependent_std) {
+    const Layer& last = this->network().layers().back();
+    std::fill_n(this->parameters() + last.bias + gaussian->n, gaussian->n,
+                static_cast<T>(log_std_init));
   }
 }
 
@@ -151,6 +150,7 @@ void LinearizedPolicy<T>::attach(const Policy<T>& policy_, Matrix<const T> obser
   policy = &policy_;
   policy->network().pack(policy->parameters(), true, &packed);
   network.attach(policy->network(), packed, observations_.rows);
+  adjoints.drop();
   linear.detach();
   observations = observations_;
 }
@@ -167,6 +167,7 @@ void LinearizedPolicy<T>::select(LinearizedPolicy* all, Index part) {
   policy = all->policy;
   packed = all->packed;
   network.select(all->network, packed, part);
+  adjoints.drop();
   linear.detach();
   observations = {};
 }

@@ -3,10 +3,11 @@
 #pragma once
 
 #include <mutex>
+#include <span>
 
-#include "natgrad/model/distribution.hpp"
+#include "natgrad/model/cached_adjoints.hpp"
+#include "natgrad/model/distributions/distribution_rows.hpp"
 #include "natgrad/model/linear_batch.hpp"
-#include "natgrad/model/network.hpp"
 
 namespace natgrad {
 
@@ -38,13 +39,14 @@ class ParameterizedNetwork {
   Linearization<T> workspace_;
 };
 
-// Observations, and what was done in them.
+// Observations and the actions taken in them, which somebody else owns.
 template <class T>
 struct Batch {
   Matrix<const T> observations;        // (N, inputs)
   Matrix<const T> actions;             // (N, action size)
-  const double* advantages = nullptr;  // (N)
-  const double* log_probs = nullptr;   // (N) of the behaviour policy; null: the current policy's
+  std::span<const double> advantages;  // (N)
+  std::span<const double> log_probs =
+      {};  // (N) of the behaviour policy; empty: the current policy's
   Index rows() const { return observations.rows; }
 };
 
@@ -89,6 +91,7 @@ struct LinearizedPolicy {
   const Policy<T>* policy = nullptr;
   PackedLayers<T> packed;
   Linearization<T> network;
+  CachedAdjoints<T> adjoints;    // where a series of products keeps them
   LinearBatch<T> linear;         // what a linear Gaussian policy has instead of activations
   Matrix<const T> observations;  // which must outlive it too
 

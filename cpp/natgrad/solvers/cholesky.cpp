@@ -53,7 +53,7 @@ bool cholesky(Matrix<double> a, double least_pivot, CholeskyScratch* scratch) {
   const Index n = a.rows;
   scratch->panel.resize(kBlock * a.stride);
   scratch->corner.resize(kBlock * kBlock);
-  const auto& accumulate = kernels::table<double>().accumulate;
+  const auto& accumulate = kernels::active<double>().accumulate;
   for (Index k = 0; k < n; k += kBlock) {
     const Index height = std::min(kBlock, n - k), next = k + height, rest = n - next;
     const Matrix<double> corner{a.row(k) + k, height, height, a.stride};

@@ -36,7 +36,7 @@ bool Curvature::solve(Solver, const double*, double, double*, double*) {
   return false;
 }
 
-Preconditioner* Curvature::precondition(const KfacOptions&, double) {
+Preconditioner* Curvature::precondition(const KFac&, double) {
   return nullptr;
 }
 
@@ -48,7 +48,7 @@ double Curvature::cost(int products) const {
   return products;
 }
 
-double Curvature::cost(const KfacOptions&, int) const {
+double Curvature::cost(const KFac&, int) const {
   return std::numeric_limits<double>::infinity();
 }
 

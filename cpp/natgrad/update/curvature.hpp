@@ -34,13 +34,13 @@ class Curvature {
   virtual bool solve(Solver form, const double* b, double damping, double* x, double* fx);
 
   // Preconditioners for F + damping I. Null where there is none, or it is not positive definite.
-  virtual Preconditioner* precondition(const KfacOptions& options, double damping);
+  virtual Preconditioner* precondition(const KFac& options, double damping);
   virtual Preconditioner* precondition(const Subsample& options, double damping, int iterations);
 
   // Time of so many products, plain or with K-FAC, in the unit of the cost models; infinite where there
   // is no K-FAC.
   virtual double cost(int products) const;
-  virtual double cost(const KfacOptions& options, int products) const;
+  virtual double cost(const KFac& options, int products) const;
 
  private:
   Buffer<double> v_, fv_;  // of the products that stand for something else

@@ -114,7 +114,7 @@ bool DirectionSolver::solve_directly(const System& system, double* x, DirectionR
 void DirectionSolver::solve_automatically(const System& system, double* x,
                                           DirectionReport* report) {
   const Index n = system.n;
-  const KfacOptions kfac;
+  const KFac kfac;
   const double no_goal = CgOptions{}.model_goal;
   const bool trial = next_.until_trial == 0;
   next_.until_trial = (trial ? kTrialEvery : next_.until_trial) - 1;
@@ -159,7 +159,7 @@ Preconditioner* DirectionSolver::precondition(const System& system,
   Stopwatch watch;
   Preconditioner* made = nullptr;
   PreconditionerKind kind = PreconditionerKind::none;
-  if (const auto* kfac = std::get_if<KfacOptions>(&choice)) {
+  if (const auto* kfac = std::get_if<KFac>(&choice)) {
     kind = PreconditionerKind::kfac;
     made = system.f.precondition(*kfac, system.damping);
   } else if (const auto* part = std::get_if<Subsample>(&choice)) {

@@ -15,7 +15,7 @@ namespace natgrad {
 // The damping of (F + damping D) x = g. A metric is the diagonal of D > 0, (P); without one D = I.
 struct FixedDamping {
   double value = 0.1;  // the custom of all implementations since Schulman et al. (2015)
-  std::vector<double> metric;
+  std::vector<double> metric = {};
 };
 // factor tr(F) / P, which does not depend on the scale of F (eq. 33).
 struct TraceDamping {
@@ -51,15 +51,14 @@ struct ConjugateGradient {
 
 // Kronecker factors where they reach the accuracy of plain conjugate gradients sooner.
 struct AutomaticPreconditioner {};
-using PreconditionerChoice =
-    std::variant<std::monostate, AutomaticPreconditioner, KfacOptions, Subsample>;
+using PreconditionerChoice = std::variant<std::monostate, AutomaticPreconditioner, KFac, Subsample>;
 enum class PreconditionerKind { none, kfac, subsample };
 
 struct DirectionOptions {
   Damping damping = FixedDamping{};
   Solver solver = Solver::automatic;
-  ConjugateGradient cg;  // also where a direct form was asked for, and there is none
-  PreconditionerChoice preconditioner;
+  ConjugateGradient cg = {};  // also where a direct form was asked for, and there is none
+  PreconditionerChoice preconditioner = {};
 };
 
 struct DirectionReport {

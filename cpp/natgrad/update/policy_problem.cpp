@@ -8,7 +8,7 @@ namespace natgrad {
 namespace {
 // In multiples of the damping, what keeps inner iterations from following a part of the batch where it
 // differs from the whole: in its Fisher matrix, and in its Kronecker factors
-// (benchmarks/time_to_accuracy.py).
+// (benchmarks/solvers/time_to_accuracy.py).
 constexpr double kPartDamping = 1.5, kFactorDamping = 8;
 }  // namespace
 
@@ -29,7 +29,7 @@ void FisherCurvature<T>::attach(LinearizedPolicy<T>* policy, Matrix<const T> act
 }
 
 template <class T>
-Preconditioner* FisherCurvature<T>::precondition(const KfacOptions& options, double damping) {
+Preconditioner* FisherCurvature<T>::precondition(const KFac& options, double damping) {
   factors_.average(&fisher_, options);
   return factors_.factorize(damping) ? &factors_ : nullptr;
 }
@@ -41,14 +41,13 @@ Preconditioner* FisherCurvature<T>::precondition(const Subsample& options, doubl
   inner_policy_.select(policy_, rows);
   inner_fisher_.attach(&inner_policy_, kind_, subsample_rows(actions_, rows, &inner_actions_),
                        nullptr);
-  factors_.average(&inner_fisher_, KfacOptions{});
+  factors_.average(&inner_fisher_, KFac{});
   if (!factors_.factorize(kFactorDamping * damping)) return nullptr;
-  const int products = options.iterations * iterations;
-  inner_.attach(
-      [this, products](const double* v, double* out) { inner_fisher_.product(v, out, products); },
-      [this, products](const double* v) { return inner_fisher_.quadratic_form(v, products); },
-      [this](const double* r, double* z) { factors_.apply(r, z); }, size(), kPartDamping * damping,
-      options.iterations);
+  inner_planned_ = inner_fisher_.plan(options.iterations * iterations);
+  inner_.attach([this](const double* v, double* out) { inner_planned_.product(v, out); },
+                [this](const double* v) { return inner_planned_.quadratic_form(v); },
+                [this](const double* r, double* z) { factors_.apply(r, z); }, size(),
+                kPartDamping * damping, options.iterations);
   return &inner_;
 }
 

@@ -17,9 +17,9 @@ class FisherCurvature final : public Curvature {
               double fraction);
 
   Index size() const override { return fisher_.size(); }
-  void plan(int products) override { products_ = products; }
-  void product(const double* v, double* out) override { fisher_.product(v, out, products_); }
-  double quadratic_form(const double* v) override { return fisher_.quadratic_form(v, products_); }
+  void plan(int products) override { planned_ = fisher_.plan(products); }
+  void product(const double* v, double* out) override { planned_.product(v, out); }
+  double quadratic_form(const double* v) override { return planned_.quadratic_form(v); }
   double trace() override { return fisher_.trace(); }
 
   Solver choose(Solver asked, double damping, int products) const override {
@@ -29,11 +29,11 @@ class FisherCurvature final : public Curvature {
     return fisher_.solve(form, b, damping, x, fx);
   }
 
-  Preconditioner* precondition(const KfacOptions& options, double damping) override;
+  Preconditioner* precondition(const KFac& options, double damping) override;
   Preconditioner* precondition(const Subsample& options, double damping, int iterations) override;
-  double cost(int products) const override { return fisher_.cost_of_products(products); }
-  double cost(const KfacOptions& options, int products) const override {
-    return cost(products) + KroneckerFactors<T>::cost(fisher_, options, products);
+  double cost(int products) const override { return fisher_.cost(products); }
+  double cost(const KFac& options, int products) const override {
+    return cost(products) + kCostModel.kronecker_factors(fisher_.shape(), options.every, products);
   }
 
  private:
@@ -41,13 +41,14 @@ class FisherCurvature final : public Curvature {
   Matrix<const T> actions_;
   FisherKind kind_ = FisherKind::exact;
   Fisher<T> fisher_;
-  int products_ = 1;
+  FisherProducts<T> planned_;
   LinearizedPolicy<T> part_;
   Buffer<T> part_actions_;
   KroneckerFactors<T> factors_;
   LinearizedPolicy<T> inner_policy_;  // of the part that preconditions
   Buffer<T> inner_actions_;
   Fisher<T> inner_fisher_;
+  FisherProducts<T> inner_planned_;
   InnerSolver inner_;
 };
 

@@ -41,7 +41,8 @@ void Surrogate<T>::attach(const Policy<T>& policy, const Batch<T>& batch, bool n
   for (Buffer<double>* buffer : {&advantages_, &log_probs_, &ratios_, &scratch_}) {
     buffer->resize(rows);
   }
-  zero_ = prepare_advantages(batch.advantages, rows, normalize_advantages, advantages_.data());
+  zero_ =
+      prepare_advantages(batch.advantages.data(), rows, normalize_advantages, advantages_.data());
   const T* free = policy.parameters() + policy.network().free_offset();
   distribution_.attach(policy.distribution(), free, free);
   policy_.attach(policy, batch.observations);
@@ -53,9 +54,10 @@ void Surrogate<T>::attach(const Policy<T>& policy, const Batch<T>& batch, bool n
   const auto weigh = [&](Index first, Index count, double* sums) {
     double *log_probs = log_probs_.data() + first, *weights = scratch_.data() + first;
     const double* advantages = advantages_.data() + first;
-    std::copy_n(batch.log_probs != nullptr ? batch.log_probs + first : weights, count, log_probs);
-    sums[0] += kernels::row_table<T>().ratios(weights, log_probs, nullptr, advantages, count,
-                                              ratios_.data() + first);
+    std::copy_n(batch.log_probs.empty() ? weights : batch.log_probs.data() + first, count,
+                log_probs);
+    sums[0] += kernels::active<T>().ratios(weights, log_probs, nullptr, advantages, count,
+                                           ratios_.data() + first);
     for (Index i = 0; i < count; ++i) weights[i] = ratios_[first + i] * advantages[i] * scale;
   };
   double norms = 0, magnified = 0;  // of the terms, at the outputs
@@ -112,7 +114,7 @@ Candidate Surrogate<T>::evaluate(const T* theta, KlDirection direction) {
   sums_.fill_zero();
   scratch_.resize(rows);
   const auto improve = [&](Index first, Index count, int shard) {
-    sums_[2 * shard] += kernels::row_table<T>().ratios(
+    sums_[2 * shard] += kernels::active<T>().ratios(
         scratch_.data() + first, log_probs_.data() + first, ratios_.data() + first,
         advantages_.data() + first, count, nullptr);
   };

@@ -28,7 +28,7 @@ struct TrustRegionOptions {
   StepScale step_scale = StepLength::fisher;
   KlReduction kl_reduction = KlReduction::sum;
   std::optional<LineSearchOptions> line_search = LineSearchOptions{};  // none: the closed-form step
-  PolicyProblemOptions problem;                                        // of the core's own policies
+  PolicyProblemOptions problem = {};                                   // of the core's own policies
 };
 
 class TrustRegionUpdate {

@@ -9,10 +9,10 @@
 namespace natgrad {
 namespace {
 
-// How fast the scale of the targets follows theirs: it moves by this part of the difference.
+// The scale moves by this fraction of its difference from the scale of the new targets.
 constexpr double kScaleRate = 0.2;
 
-// A rejected step costs an attempt of few, so damping grows faster than it shrinks.
+// A rejected step uses up one of few attempts, so damping grows faster than it shrinks.
 constexpr LevenbergMarquardt kDampingRule{2, 1.5, 1e-8, 1e6};
 
 struct Moments {
@@ -33,7 +33,7 @@ Moments moments(Index count, F value) {
 template <class T>
 class Transaction {
  public:
-  Transaction(ValueFunction<T>& value_function, Index rows, const double* targets,
+  Transaction(ValueFunction<T>& value_function, std::span<const double> targets,
               Buffer<double>* scaled, Buffer<T>* saved)
       : value_function_(value_function),
         saved_(*saved),
@@ -42,12 +42,14 @@ class Transaction {
         start_(std::chrono::steady_clock::now()) {
     saved_.resize(value_function.parameter_count());
     std::copy_n(value_function.parameters(), saved_.size(), saved_.data());
-    const Moments target = moments(rows, [&](Index i) { return targets[i]; });
+    const auto rows = static_cast<Index>(targets.size());
+    const auto target_of = [&](Index i) { return targets[static_cast<std::size_t>(i)]; };
+    const Moments target = moments(rows, target_of);
     target_variance_ = target.variance;
     adapt_scale(target);
     scaled->resize(rows);
     for (Index i = 0; i < rows; ++i) {
-      (*scaled)[i] = (targets[i] - value_function.target_mean()) / value_function.target_std();
+      (*scaled)[i] = (target_of(i) - value_function.target_mean()) / value_function.target_std();
     }
   }
 
@@ -116,9 +118,11 @@ double mean_loss(Matrix<const T> z, const double* targets) {
   return sum / static_cast<double>(z.rows);
 }
 
-// gradient of the mean loss: the rows of the cotangent are (z_n - t_n) / N.
+// The gradient of the mean loss, from the adjoints if they are kept: the rows of the cotangent are
+// (z_n - t_n) / N.
 template <class T>
-void loss_gradient(Linearization<T>* network, const double* targets, double* gradient) {
+void loss_gradient(Linearization<T>* network, CachedAdjoints<T>* adjoints, const double* targets,
+                   double* gradient) {
   const Matrix<const T> z = network->outputs();
   const auto fill = [&](Index first, Matrix<T> d, double scale) {
     for (Index r = 0; r < d.rows; ++r) {
@@ -127,8 +131,8 @@ void loss_gradient(Linearization<T>* network, const double* targets, double* gra
     }
   };
   const double rows = static_cast<double>(z.rows);
-  if (network->has_adjoints()) {  // of z_n / sqrt(N)
-    network->sweep_adjoints(
+  if (adjoints != nullptr && adjoints->are_kept()) {  // of z_n / sqrt(N)
+    adjoints->sweep(
         nullptr, [&](Index first, Matrix<T> s) { fill(first, s, 1 / std::sqrt(rows)); }, gradient);
   } else {
     network->sweep(
@@ -139,19 +143,18 @@ void loss_gradient(Linearization<T>* network, const double* targets, double* gra
 
 // The adjoints of z_n / sqrt(N): G is the sum of their outer products.
 template <class T>
-void keep_adjoints(Linearization<T>* network) {
+void keep_adjoints(Linearization<T>* network, CachedAdjoints<T>* adjoints) {
   const T root = static_cast<T>(1 / std::sqrt(static_cast<double>(network->rows())));
-  network->keep_adjoints(1, [&](Index, Index, Matrix<T> d) {
+  adjoints->keep(network, 1, [&](Index, Index, Matrix<T> d) {
     for (Index r = 0; r < d.rows; ++r) *d.row(r) = root;
   });
 }
 
 // out = G v                                                                                (eq. 17)
 template <class T>
-void curvature_product(Linearization<T>* network, const double* v, double* out) {
-  if (network->has_adjoints()) {
-    return network->sweep_adjoints(v, [](Index, Matrix<T>) {}, out);
-  }
+void curvature_product(Linearization<T>* network, CachedAdjoints<T>* adjoints, const double* v,
+                       double* out) {
+  if (adjoints->are_kept()) return adjoints->sweep(v, [](Index, Matrix<T>) {}, out);
   const T rows = static_cast<T>(network->rows());
   network->sweep(
       v,
@@ -165,22 +168,25 @@ void curvature_product(Linearization<T>* network, const double* v, double* out) 
 
 template <class T>
 FitReport GaussNewtonFit<T>::operator()(ValueFunction<T>& value_function,
-                                        Matrix<const T> observations, const double* targets) {
+                                        Matrix<const T> observations,
+                                        std::span<const double> targets) {
   const Index n = value_function.parameter_count();
   gradient_.resize(n);
   solution_.resize(n);
   previous_.resize(n);
-  Transaction<T> transaction(value_function, observations.rows, targets, &targets_, &saved_);
+  Transaction<T> transaction(value_function, targets, &targets_, &saved_);
   const Network<T>& network = value_function.network();
   T* theta = value_function.parameters();
   const auto linearize = [&] {
     network.pack(theta, true, &packed_);
     network_.evaluate(network, packed_, observations);
+    adjoints_.drop();
   };
   const auto with_adjoints = [&] {
     return options_.method == FisherMethod::adjoints ||
            (options_.method == FisherMethod::automatic &&
-            network_.adjoints_pay(1, options_.cg_iterations));
+            kCostModel.adjoints_pay(shape_of(network, observations.rows, 1),
+                                    options_.cg_iterations));
   };
   linearize();
   FitReport report;
@@ -190,14 +196,14 @@ FitReport GaussNewtonFit<T>::operator()(ValueFunction<T>& value_function,
   bool moved = true;
   for (int attempt = 0; attempt < options_.steps && std::isfinite(report.loss); ++attempt) {
     // ((1/N) sum J'J + damping I) x = g
-    if (with_adjoints()) keep_adjoints(&network_);
-    if (moved) loss_gradient(&network_, targets_.data(), gradient_.data());
+    if (with_adjoints()) keep_adjoints(&network_, &adjoints_);
+    if (moved) loss_gradient(&network_, &adjoints_, targets_.data(), gradient_.data());
     solution_.fill_zero();
     CgOptions cg;
     cg.damping = damping;
     cg.max_iterations = options_.cg_iterations;
     const auto product = [&](const double* v, double* out) {
-      curvature_product(&network_, v, out);
+      curvature_product(&network_, &adjoints_, v, out);
     };
     double* x = solution_.data();
     const CgSummary solve = conjugate_gradient(product, n, gradient_.data(), x, cg, nullptr, &cg_);
@@ -234,7 +240,7 @@ FitReport GaussNewtonFit<T>::operator()(ValueFunction<T>& value_function,
 
 template <class T>
 FitReport AdamFit<T>::operator()(ValueFunction<T>& value_function, Matrix<const T> observations,
-                                 const double* targets) {
+                                 std::span<const double> targets) {
   const Index n = value_function.parameter_count(), rows = observations.rows;
   const Index size = std::min(options_.minibatch_size, rows);
   gradient_.resize(n);
@@ -243,7 +249,7 @@ FitReport AdamFit<T>::operator()(ValueFunction<T>& value_function, Matrix<const 
   minibatch_.resize(size * observations.columns);
   minibatch_targets_.resize(size);
   next_ = adam_;
-  Transaction<T> transaction(value_function, rows, targets, &targets_, &saved_);
+  Transaction<T> transaction(value_function, targets, &targets_, &saved_);
   const Network<T>& network = value_function.network();
   T* theta = value_function.parameters();
   const auto evaluate = [&](Matrix<const T> batch) {
@@ -272,7 +278,7 @@ FitReport AdamFit<T>::operator()(ValueFunction<T>& value_function, Matrix<const 
         minibatch_targets_[r] = targets_[row];
       }
       evaluate({minibatch_.data(), count, observations.columns, observations.columns});
-      loss_gradient(&network_, minibatch_targets_.data(), gradient_.data());
+      loss_gradient<T>(&network_, nullptr, minibatch_targets_.data(), gradient_.data());
       next_.step(gradient_.data(), n, options_.learning_rate, step_.data());
       for (Index i = 0; i < n; ++i) {
         theta[i] = static_cast<T>(static_cast<double>(theta[i]) - step_[i]);

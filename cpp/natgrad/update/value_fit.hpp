@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <span>
 #include <vector>
 
 #include "natgrad/fisher/fisher.hpp"
@@ -47,13 +48,14 @@ class GaussNewtonFit {
   bool set_state(const std::vector<double>& state);  // false: not a state of this fit
 
   FitReport operator()(ValueFunction<T>& value_function, Matrix<const T> observations,
-                       const double* targets);
+                       std::span<const double> targets);
 
  private:
   GaussNewtonOptions options_;
   double damping_;
   PackedLayers<T> packed_;
   Linearization<T> network_;
+  CachedAdjoints<T> adjoints_;
   CgScratch cg_;
   Buffer<double> targets_, gradient_, solution_;
   Buffer<T> saved_, previous_;
@@ -78,7 +80,7 @@ class AdamFit {
   bool set_state(const std::vector<double>& state);
 
   FitReport operator()(ValueFunction<T>& value_function, Matrix<const T> observations,
-                       const double* targets);
+                       std::span<const double> targets);
 
  private:
   AdamFitOptions options_;

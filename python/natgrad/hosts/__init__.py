@@ -1,1 +1,1 @@
-"""The core in the places of other libraries: torch, stable-baselines3 and tianshou."""
+"""The core in place of other libraries' updates: torch, stable-baselines3 and tianshou."""

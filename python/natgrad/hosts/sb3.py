@@ -1,7 +1,7 @@
 """Drop-in for sb3-contrib: `from natgrad.sb3 import TRPO`, and nothing else changes.
 
 Collecting, policies, callbacks, loggers, files and, unless asked otherwise, the critic's fit are
-stable-baselines3's. The policy's update is natgrad's, under sb3-contrib's own conventions.
+stable-baselines3's. The policy's update is natgrad's, by default with sb3-contrib's conventions.
 """
 
 from typing import Any, Literal, Self
@@ -40,9 +40,9 @@ Doubles = NDArray[np.float64]
 class TRPO(sb3_contrib.TRPO):
     """sb3-contrib's TRPO with natgrad's update: the same constructor, files and logger keys.
 
-    One update is transactional: what leaves sb3-contrib with NaN weights (a reward that is not
-    finite, a collapsed standard deviation) leaves the policy as it was, with the reason under
-    `train/status`. Files of either class are loaded by the other.
+    An update is transactional: input that leaves sb3-contrib with NaN weights (a reward that is not
+    finite, a collapsed standard deviation) leaves the policy unchanged here, and `train/status`
+    says why. Either class loads the files of the other.
 
     Args:
         *args, **kwargs: as `sb3_contrib.TRPO` takes them.
@@ -51,11 +51,12 @@ class TRPO(sb3_contrib.TRPO):
             1e-5. 'natgrad': KL(old || new), summed; a step scaled by F; a residual of 1e-10 ||g||.
         kl_reduction, kl_direction: 'mean' or 'sum', 'new_old' or 'old_new', in place of what
             `conventions` says. MultiDiscrete actions are summed by either library.
-        critic: 'sb3': its epochs of Adam. 'natgrad': `GaussNewtonFit`, for a value network of the
-            core's kind; `n_critic_updates`, `batch_size` and `learning_rate` then do nothing.
+        critic: 'sb3' fits the critic by epochs of Adam; 'natgrad' by `GaussNewtonFit`, if the value
+            network is a perceptron that the core can read. `n_critic_updates`, `batch_size` and
+            `learning_rate` then have no effect.
 
     Raises:
-        ValueError: an option that is none of these.
+        ValueError: an option has another value than these.
     """
 
     _line_search = True
@@ -140,7 +141,7 @@ class TRPO(sb3_contrib.TRPO):
     # The policy ----------------------------------------------------------------------------------
 
     def _update_policy(self, rollout: Any) -> _core.UpdateReport | None:
-        """One update; None if the batch is not finite, which nothing can be learned from."""
+        """One update; None if the batch is not finite, since nothing can be learned from it."""
         rows = slice(None, None, self.sub_sampling_factor)
         observations = rollout.observations
         observations = (
@@ -165,7 +166,7 @@ class TRPO(sb3_contrib.TRPO):
             self._update_options(),
             lambda: self._read(observations),
             forward,
-            # sb3-contrib's rule; what the actor does not depend on stays untouched
+            # sb3-contrib's rule; parameters that the actor does not depend on are left alone
             [p for name, p in self.policy.named_parameters() if "value" not in name],
             (actions.long() if discrete else actions).cpu().numpy(),
             self._prepared(advantages.cpu().numpy()),
@@ -176,7 +177,7 @@ class TRPO(sb3_contrib.TRPO):
         return report
 
     def _prepared(self, advantages: NDArray[Any]) -> Doubles:
-        """Normalised as sb3-contrib does it, where it does."""
+        """Advantages, normalised like sb3-contrib's if `normalize_advantage` is set."""
         if self.normalize_advantage:
             return normalized(advantages, epsilon=1e-8)
         return advantages.astype(np.float64)
@@ -213,7 +214,7 @@ class TRPO(sb3_contrib.TRPO):
             raise UnreadableError(f"its layers are in a {type(policy.mlp_extractor).__name__}")
 
     def _features(self, observations: Any, extractor: Any) -> Any:
-        """What the first layer sees, where nothing is learned before it."""
+        """The input of the first layer; raises UnreadableError if layers before it are learned."""
         if next(extractor.parameters(), None) is not None:
             raise UnreadableError(
                 f"its features come from a {type(extractor).__name__} that learns"
@@ -224,7 +225,7 @@ class TRPO(sb3_contrib.TRPO):
     # The critic ----------------------------------------------------------------------------------
 
     def _fit_critic(self, rollout: Any) -> list[float]:
-        """Losses on the way: mean squared errors."""
+        """Fits the critic and returns the mean squared errors on the way."""
         if self.critic == "natgrad":
             self._require_standard("predict_values")
             net = [self.policy.mlp_extractor.value_net, self.policy.value_net]
@@ -248,8 +249,8 @@ class TRPO(sb3_contrib.TRPO):
 class NPG(TRPO):
     """Natural policy gradient (Kakade 2002): TRPO's full step, taken without a line search.
 
-    Arguments as for `TRPO`; those of the line search do nothing. The step is rejected only if the
-    policy cannot be evaluated after it.
+    The arguments are those of `TRPO`; those of the line search have no effect. The step is rejected
+    only if the policy cannot be evaluated after it.
     """
 
     _line_search = False

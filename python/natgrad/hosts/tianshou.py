@@ -69,7 +69,7 @@ class NPG(host.NPG):
         return None
 
     def _preprocess_batch(self, batch: Any, buffer: Any, indices: Any) -> Any:
-        """As tianshou's, but constant advantages become zeros and statistics stay finite."""
+        """Like tianshou's, but constant advantages become zeros, and statistics stay finite."""
         normalize, statistics = self.advantage_normalization, copy.deepcopy(self.ret_rms)
         self.advantage_normalization = False
         try:
@@ -108,10 +108,13 @@ class NPG(host.NPG):
         return NPGTrainingStats(**columns)
 
     def _distribution(self, batch: Any) -> _core.Distribution:
-        """The kind of distribution, from a few rows; UnreadableError if the core has no such.
+        """The kind of distribution, determined from a few rows.
 
-        Asked again, and the actor read anew, where the policy, its actor or its `dist_fn` is not
-        that of the last time.
+        It is determined again, and the actor is read again, if the policy, its actor or its
+        `dist_fn` is another object than before.
+
+        Raises:
+            UnreadableError: the core has no such distribution.
         """
         source = (self.policy, self.policy.actor, self.policy.dist_fn)
         if self._updater.seen[:-1] == source:
@@ -158,7 +161,7 @@ class NPG(host.NPG):
         }
 
     def _fit_critic(self, minibatch: Any) -> float:
-        """Loss before the last step; nothing is learned from returns that are not finite."""
+        """Fits the critic if the returns are finite; returns the loss before the last step."""
         loss = np.nan
         if all_finite(minibatch.returns):
             for _ in range(self.optim_critic_iters):
@@ -202,8 +205,8 @@ class NPG(host.NPG):
 class TRPO(NPG, host.TRPO):
     """tianshou's TRPO with natgrad's update: the same constructor and training statistics.
 
-    KL(old || new), summed over the dimensions of an action, is bounded by `max_kl`. Where no
-    fraction of the step is acceptable, the statistics say step_size = kl = 0.
+    `max_kl` bounds KL(old || new), summed over the dimensions of an action. If no fraction of the
+    step is acceptable, the statistics say step_size = kl = 0.
     """
 
     def _update_options(self) -> dict[str, Any]:

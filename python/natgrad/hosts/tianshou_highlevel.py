@@ -36,14 +36,14 @@ def _factory_arguments(builder: Any) -> tuple[Any, ...]:
 
 
 class NPGExperimentBuilder(experiment.NPGExperimentBuilder):
-    """As tianshou's."""
+    """tianshou's builder for `natgrad.tianshou.NPG`."""
 
     def _create_algorithm_factory(self) -> Any:
         return _NPGFactory(*_factory_arguments(self))
 
 
 class TRPOExperimentBuilder(experiment.TRPOExperimentBuilder):
-    """As tianshou's."""
+    """tianshou's builder for `natgrad.tianshou.TRPO`."""
 
     def _create_algorithm_factory(self) -> Any:
         return _TRPOFactory(*_factory_arguments(self))

@@ -1,8 +1,8 @@
 """Policies of torch: their Fisher matrix as an operator, natural gradients, and whole updates.
 
 A multilayer perceptron is read into a `natgrad.Policy` on the same memory, and the core does the
-rest. For any other module torch is asked for two products, J v and J'u, with the Jacobian of the
-distribution's parameters; M is taken in closed form and the solver is the core's.
+rest. For any other module torch computes two products with the Jacobian of the distribution's
+parameters, J v and J'u; M has a closed form, and the solver is the core's.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ Doubles = NDArray[np.float64]
 
 
 class UnreadableError(ValueError):
-    """Why the core cannot stand in for a module; autograd can, where a fallback is offered."""
+    """The core cannot compute a module; the message says why. Autograd may still be able to."""
 
 
 # Reading a multilayer perceptron -----------------------------------------------------------------
@@ -61,7 +61,7 @@ _ACTIVATIONS: dict[type, str] = {
 
 @dataclass(frozen=True)
 class Perceptron:
-    """What of torch makes a policy of the core: see `read_layers`.
+    """A multilayer perceptron of torch that the core can compute: see `read_layers`.
 
     Attributes:
         tensors: its parameters in the order of `natgrad.Policy.parameters`.
@@ -92,7 +92,7 @@ class Perceptron:
 def read_layers(
     modules: Iterable[Any], distribution: _core.Distribution | None, log_std: Any = None
 ) -> Perceptron:
-    """Reads Linear layers with an activation between each two of them, and Identities at the end.
+    """Reads Linear layers with an activation between any two of them, and Identities at the end.
 
     Args:
         modules: in the order in which they are applied; a `Sequential` may stand for its contents.
@@ -100,7 +100,7 @@ def read_layers(
         log_std: (n,) or (n, 1) parameter, the log standard deviation of a `DiagonalGaussian(n)`.
 
     Raises:
-        UnreadableError: the core has no such network; the message says where it differs.
+        UnreadableError: the core has no such network; the message names the difference.
     """
     chain = list(_flatten(modules))
     while chain and type(chain[-1]) is nn.Identity:
@@ -169,7 +169,7 @@ _Model = TypeVar("_Model", Policy, ValueFunction)
 class _Twin(Generic[_Model]):
     """A model of the core and the tensors of torch that it was read from.
 
-    On the CPU both have the same memory; tensors elsewhere are copied in both directions.
+    On the CPU they share memory; tensors on other devices are copied in both directions.
     """
 
     def __init__(self, model: _Model, source: Perceptron):
@@ -197,7 +197,7 @@ class _Twin(Generic[_Model]):
             view.copy_(tensor.data)
 
     def pull(self) -> None:
-        """The same, and on the CPU the core's memory becomes torch's."""
+        """Copies torch's parameters into the core; on the CPU torch then uses the core's memory."""
         for tensor, view in zip(self.source.tensors, self.views, strict=True):
             if tensor.device.type != "cpu":
                 view.copy_(tensor.data)
@@ -206,7 +206,7 @@ class _Twin(Generic[_Model]):
                 tensor.data = view
 
     def push(self) -> None:
-        """torch's parameters become the core's."""
+        """Copies the core's parameters to torch where they do not share memory."""
         for tensor, view in zip(self.source.tensors, self.views, strict=True):
             if tensor.device.type != "cpu":
                 tensor.data.copy_(view)
@@ -219,10 +219,10 @@ def _policy_twin(source: Perceptron) -> _Twin[Policy]:
 
 
 def policy_of(module: Any, distribution: _core.Distribution, log_std: Any = None) -> Policy:
-    """A policy of the core on the memory of a torch module: a change of one is a change of both.
+    """A policy of the core that shares the memory of a torch module.
 
-    The module's parameters become views of `Policy.parameters`; optimisers and `state_dict` go on
-    working. Whoever gives a parameter other memory, as `module.double()` does, ends the sharing.
+    The module's parameters become views of `Policy.parameters`; optimisers and `state_dict` still
+    work. Giving a parameter other memory, as `module.double()` does, ends the sharing.
 
     Args:
         module: a `Sequential` of Linear layers and activations.
@@ -230,7 +230,7 @@ def policy_of(module: Any, distribution: _core.Distribution, log_std: Any = None
         log_std: the log standard deviation of a `DiagonalGaussian`.
 
     Raises:
-        UnreadableError: the module is something else, or not on the CPU.
+        UnreadableError: the core has no such network, or the module is not on the CPU.
     """
     source = read_layers([module], distribution, log_std)
     if source.tensors[0].device.type != "cpu":
@@ -290,10 +290,11 @@ def _doubles(tensor: Any) -> Doubles:
 
 
 class _AutogradFisher:
-    """F = (1/N) sum_n J_n' M_n J_n by torch, of y (N, K) in `parameters`; unused ones are left out.
+    """F = (1/N) sum_n J_n' M_n J_n by torch, with J the Jacobian of y (N, K) in `parameters`.
 
-    J'u is linear in u, so J v is the derivative of v'(J'u) with respect to u: reverse mode alone,
-    one pass for each of the two. Exact for any module that can be trained.
+    J'u is linear in u, so J v is the derivative of v'(J'u) with respect to u. Both need reverse
+    mode alone, one pass each, and are exact for any module that can be trained. Parameters on which
+    y does not depend are left out.
     """
 
     def __init__(self, y: Any, parameters: Iterable[Any], distribution: _core.Distribution):
@@ -343,16 +344,16 @@ class FisherOperator:
             state-dependent deviations that tensor holds the means (N, n).
         log_std: (n,) parameter, the log standard deviation of such a Gaussian; the last in order.
         damping: >= 0.
-        parameters: to be differentiated by; default `module.parameters()`, then `log_std`. Those
-            that the distribution does not depend on are left out.
+        parameters: tensors to differentiate with respect to; the default is `module.parameters()`,
+            then `log_std`. Those that the distribution does not depend on are left out.
 
     Attributes:
         parameters: the tensors that a vector stands for, in order.
-        path: 'core' where the module could be read as a multilayer perceptron, else 'autograd'.
-        reason: why it could not; empty for 'core'.
+        path: 'core' if the module could be read as a multilayer perceptron, else 'autograd'.
+        reason: why it could not be read; empty for 'core'.
 
     Raises:
-        UnreadableError: a distribution that the core does not have.
+        UnreadableError: the core has no such distribution.
     """
 
     def __init__(
@@ -447,12 +448,12 @@ def natural_gradient(
     max_iterations: int = 10,
     rtol: float = 1e-10,
 ) -> list[Any]:
-    """(F + damping I)^-1 g: gradients of any loss, seen in the policy's own metric.
+    """(F + damping I)^-1 g: the natural gradient of any loss in the metric of the policy.
 
     Args:
         module, observations, distribution, log_std: as `FisherOperator` takes them.
-        gradients: tensors like the parameters; default their `.grad`. None counts as zero.
-        damping: > 0 where F may be singular.
+        gradients: tensors like the parameters; the default is their `.grad`. None counts as zero.
+        damping: must be positive where F may be singular.
         max_iterations, rtol: of conjugate gradients.
 
     Returns:
@@ -485,7 +486,7 @@ def natural_gradient(
 
 
 def _centred(y: Doubles, distribution: _core.Distribution) -> Doubles:
-    """Logits of a softmax less the constant that it does not see; other parameters as they are."""
+    """Logits of a softmax minus their mean, which it ignores; other parameters as they are."""
     if isinstance(distribution, _core.MultiCategorical):
         ends = np.cumsum(distribution.sizes)[:-1]
         parts = np.split(y, ends, axis=1)
@@ -509,7 +510,7 @@ def _require_agreement(policy: Policy, observations: Any, outputs: Any) -> None:
 
 @contextlib.contextmanager
 def few_threads() -> Iterator[None]:
-    """One thread for torch's copies: more would spin for a while where the core's are to run."""
+    """Gives torch one thread: more would go on spinning on processors that the core needs next."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -519,7 +520,7 @@ def few_threads() -> Iterator[None]:
 
 
 def all_finite(*tensors: Any) -> bool:
-    """Of tensors and dictionaries of tensors."""
+    """Whether all tensors, including those in dictionaries, are finite."""
     parts = (t.values() if isinstance(t, dict) else (t,) for t in tensors)
     return all(map(_is_finite, itertools.chain.from_iterable(parts)))
 
@@ -533,9 +534,9 @@ def _is_finite(tensor: Any) -> bool:
 
 
 def normalized(advantages: NDArray[Any], epsilon: float = 0.0) -> Doubles:
-    """(A - mean) / (std + epsilon) as torch takes std, with N - 1; zeros for constant advantages.
+    """(A - mean) / (std + epsilon) with torch's std, over N - 1; zeros for constant advantages.
 
-    Constant are those which differ by no more than their own rounding: there is no signal in it.
+    Advantages that differ by no more than their own rounding count as constant.
     """
     a = advantages.astype(np.float64)
     std = a.std(ddof=1) if a.size > 1 else 0.0
@@ -546,17 +547,18 @@ def normalized(advantages: NDArray[Any], epsilon: float = 0.0) -> Doubles:
 
 
 class PolicyUpdater:
-    """Updates a torch policy with a `natgrad.TrustRegionUpdate`, in the core where it can be read.
+    """Updates a torch policy by a `natgrad.TrustRegionUpdate`, in the core if it can be read.
 
-    What was read is compared with the policy's own forward pass before it is used for the first
-    time, and again whenever its tensors are not those seen before.
+    The network that was read is compared with the policy's own forward pass before its first use,
+    and again whenever its tensors have changed.
 
     Attributes:
-        path: a sentence: who makes the products, and why. Empty before the first update.
+        path: a sentence that says which side makes the Fisher-vector products, and why. Empty
+            before the first update.
         parameters: tensors that the last update may have moved.
-        likelihood: mean of log pi(a | s) times the advantage before the last update, where that
-            was given no log probabilities; else NaN.
-        seen: what a host remembers of the policy that this was made for; copies forget it.
+        likelihood: mean of log pi(a | s) times the advantage before the last update, if that was
+            given no log probabilities; else NaN.
+        seen: what the host stored about the policy that this was made for; copies do not have it.
     """
 
     def __init__(self) -> None:
@@ -569,7 +571,7 @@ class PolicyUpdater:
         self._update = _core.TrustRegionUpdate()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PolicyUpdater, ()  # all of it can be made again
+        return PolicyUpdater, ()  # all state can be rebuilt
 
     def __call__(
         self,
@@ -585,14 +587,14 @@ class PolicyUpdater:
 
         Args:
             options: of `natgrad.TrustRegionUpdate`.
-            read: gives what the core is to stand in for, and the observations (N, inputs) as its
-                first layer gets them; raises UnreadableError.
-            forward: gives the torch distribution (see `distribution_parameters`) and the log
+            read: returns the perceptron that the core computes, and the observations (N, inputs) of
+                its first layer; may raise UnreadableError.
+            forward: returns the torch distribution (see `distribution_parameters`) and the log
                 probabilities of the actions taken (N,), both at the present parameters.
-            parameters: that the policy may be moved along; those that do not matter are left alone.
+            parameters: tensors that may change; those that the policy does not depend on stay.
             actions: as `natgrad.Batch` takes them.
             advantages: (N,), finite.
-            log_probs: (N,), finite, of the policy that acted; None for the present one.
+            log_probs: (N,), finite, of the policy that acted; None if it is the present one.
         """
         parameters = list(parameters)
         twin = None
@@ -660,7 +662,7 @@ def _step_by_autograd(
     advantages: Doubles,
     log_probs: Doubles | None,
 ) -> tuple[_core.UpdateReport, list[Any], float]:
-    """The update by its functions: torch runs the policy both ways, the core does the rest.
+    """One update in which torch runs the policy in both directions, and the core does the rest.
 
     Returns the report, the tensors that the policy depends on, and `PolicyUpdater.likelihood`.
     """
@@ -687,7 +689,7 @@ def _step_by_autograd(
         with torch.no_grad():
             try:
                 distribution, log_prob = forward()
-            except ValueError:  # how torch says that parameters of a distribution are not finite
+            except ValueError:  # torch's answer to distribution parameters that are not finite
                 return np.nan, np.nan
             outputs = _doubles(distribution_parameters(distribution)[1])
             new_ratio = _doubles(torch.exp(log_prob - behaviour))
@@ -723,7 +725,7 @@ class ValueFitter:
         return ValueFitter, ()
 
     def __call__(self, modules: Iterable[Any], observations: Any, targets: Doubles) -> float:
-        """Fits `modules`, see `read_layers`, to targets (N,); returns the mean squared error after.
+        """Fits `modules` (see `read_layers`) to targets (N,); returns the final mean squared error.
 
         Raises:
             UnreadableError: the core has no such value function.

@@ -30,7 +30,7 @@ Doubles = NDArray[np.float64]
 class Family(ABC):
     """A set of distributions with coordinates theta, a vector of `size` numbers (P).
 
-    All methods raise ValueError where theta is no vector of the family, or x no set of its samples.
+    All methods raise ValueError if theta is no vector of the family, or x no set of its samples.
     """
 
     def __init__(self, size: int) -> None:
@@ -38,7 +38,7 @@ class Family(ABC):
 
     @property
     def size(self) -> int:
-        """P: how many coordinates a distribution has."""
+        """P: the number of coordinates."""
         return self._size
 
     def contains(self, theta: ArrayLike) -> bool:
@@ -80,7 +80,7 @@ class Family(ABC):
 
 
 class _OfCore(Family):
-    """A distribution of the core at one row of outputs, which are the coordinates."""
+    """A distribution of the core; its coordinates are one row of outputs."""
 
     def __init__(self, distribution: _core.Distribution) -> None:
         super().__init__(distribution.parameter_size)
@@ -113,7 +113,7 @@ class _OfCore(Family):
 
 
 class CategoricalFamily(_OfCore):
-    """One of n values; theta (n,) are its logits, of which adding a constant changes nothing.
+    """One of n values; theta (n,) are its logits, up to an additive constant.
 
     Samples are int64 (N,). Its Fisher matrix has rank n - 1 (docs/math.md, eq. 6).
     """
@@ -139,9 +139,9 @@ class GaussianFamily(Family):
 
     Args:
         n: dimensions.
-        log_diagonal: whether theta has the logarithms of L's diagonal, so that any theta will do.
+        log_diagonal: whether theta has the logarithms of L's diagonal, so that any theta is valid.
 
-    Samples are (N, n); where n is 1, (N,) is understood as well.
+    Samples are (N, n); if n is 1, (N,) is accepted as well.
     """
 
     def __init__(self, n: int = 1, log_diagonal: bool = False) -> None:
@@ -202,7 +202,7 @@ class GaussianFamily(Family):
         """KL(p_theta || p_other) in nats, docs/math.md, eq. 47."""
         mu, L = self.mean_and_factor(theta)
         new_mu, new_L = self._unpack(self._coordinates(other, "other"))
-        M = np.linalg.solve(new_L, L - new_L)  # what L is more than new_L, in units of new_L
+        M = np.linalg.solve(new_L, L - new_L)  # the change of L in units of new_L
         m = np.linalg.solve(new_L, new_mu - mu)
         change = M.diagonal()
         kept = change - np.log1p(change)  # not a difference of logarithms, which would cancel
@@ -214,7 +214,7 @@ class GaussianFamily(Family):
         return np.asarray(mu + rng.normal(n * self.n).reshape(n, self.n) @ L.T)
 
     def wasserstein(self, theta: ArrayLike, other: ArrayLike) -> float:
-        """The Wasserstein-2 distance: root of the least mean squared way that mass has to go."""
+        """The Wasserstein-2 distance: root of the least mean squared distance of a transport."""
         mu, L = self.mean_and_factor(theta)
         new_mu, new_L = self._unpack(self._coordinates(other, "other"))
         # The best coupling of L z and new_L w has w = Q'z with the Q of Procrustes' problem.
@@ -243,7 +243,7 @@ class GaussianFamily(Family):
         return theta[: self.n], L
 
     def _chart(self, L: Doubles) -> Doubles:
-        """Derivative of (mu, L) in theta: (P,), ones but for logarithms."""
+        """Derivative of (mu, L) in theta: (P,), 1 except for logarithms."""
         chart = np.ones(self.size)
         if self._log:
             chart[self.n :][self._on_diagonal] = L.diagonal()
@@ -332,10 +332,10 @@ def _special_functions() -> "ModuleType":
 
 
 class NegativeLogLikelihood:
-    """-log p_theta(x) of data as a function of theta: what maximum likelihood minimises.
+    """-log p_theta(x) of data as a function of theta, which maximum likelihood minimises.
 
-    It is infinite where theta belongs to no distribution of the family, so that a minimiser which
-    leaves it notices.
+    It is infinite where theta belongs to no distribution of the family, so that a minimiser that
+    leaves the family notices.
 
     Args:
         family: of distributions.
@@ -344,7 +344,7 @@ class NegativeLogLikelihood:
             sample, the curvature of the mean.
 
     Raises:
-        ValueError: a reduction of another name; no data.
+        ValueError: an unknown reduction, or no data.
     """
 
     def __init__(

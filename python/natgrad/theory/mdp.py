@@ -1,7 +1,7 @@
 """Finite Markov decision processes, solved exactly: no samples, linear algebra in float64.
 
 An `MDP` evaluates a policy once; the `PolicyEvaluation` has its return, where it goes and what its
-actions are worth, and bounds what another policy may return. Equations are those of docs/math.md.
+actions are worth, and bounds on the return of other policies. Equations are those of docs/math.md.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,20 +20,20 @@ __all__ = ["MDP", "PolicyEvaluation", "minorise_maximise"]
 Floats: TypeAlias = NDArray[np.float64]
 PolicyLike: TypeAlias = Policy | ArrayLike
 
-_ROUNDING = 1e-14  # of advantages, against returns and rewards
-_NEGLIGIBLE_KL = 1e-24  # a policy is at its best when it would move by no more
-_LEAST = 1e-300  # probability of an action that has ever been taken
+_ROUNDING = 1e-14  # of advantages, relative to returns and rewards
+_NEGLIGIBLE_KL = 1e-24  # a policy that would move by no more is at its optimum
+_LEAST = 1e-300  # the least probability that an action may fall to
 _ROOT_STEPS = 200
-_ROOT_TOLERANCE = 1e-9  # of a step of logarithms: the next one would be its square
+_ROOT_TOLERANCE = 1e-9  # of a step in the logarithm; the next error is about its square
 
 
 class MDP:
     """A finite Markov decision process.
 
-    The return of a policy is the expected sum of `horizon` rewards; or the discounted sum of all
-    rewards; or, with neither horizon nor discount, the average reward of a step (eq. 60).
+    The return of a policy is the expected sum of `horizon` rewards, the discounted sum of all
+    rewards, or, with neither horizon nor discount, the average reward of a step (eq. 60).
 
-    Policies are tables (S, A) of probabilities, or a `natgrad.Policy` with `Categorical(A)` that
+    A policy is a table (S, A) of probabilities, or a `natgrad.Policy` with `Categorical(A)` that
     observes the features of a state.
 
     Args:
@@ -47,7 +47,8 @@ class MDP:
     Attributes: the same, arrays in float64.
 
     Raises:
-        ValueError: shapes that do not fit, what is no distribution, horizon and discount at once.
+        ValueError: shapes do not fit, probabilities do not add up to 1, or both horizon and
+            discount are given.
     """
 
     def __init__(
@@ -76,10 +77,10 @@ class MDP:
         self.discount = discount
 
     def probabilities(self, policy: PolicyLike) -> Floats:
-        """(S, A), what a policy does in every state.
+        """(S, A), probabilities of a policy's actions in every state.
 
         Raises:
-            ValueError: a table or a policy that does not fit.
+            ValueError: the table or policy does not fit.
         """
         if not isinstance(policy, _core.Policy):
             return _distributions("policy", policy, self.rewards.shape)
@@ -93,8 +94,8 @@ class MDP:
         """What a policy returns, where it goes and what its actions are worth (eq. 60 to 62).
 
         Raises:
-            ValueError: a policy that does not fit; for the average reward one under which the
-                states fall into several classes that are never left.
+            ValueError: the policy does not fit; for the average reward, it leads to several classes
+                of states that are never left.
         """
         table = self.probabilities(policy)
         chain = np.einsum("sa,sat->st", table, self.transitions)
@@ -127,7 +128,7 @@ class MDP:
             value = float(occupancy[0] @ rewards)
             values = np.linalg.solve(system, rewards - value)[None]
             future = values
-        occupancy = np.maximum(occupancy, 0.0)  # rounding, where nobody goes
+        occupancy = np.maximum(occupancy, 0.0)  # rounding, in states that are never visited
         worth = self.rewards + np.einsum("sau,tu->tsa", self.transitions, future)
         advantages = worth - (table * worth).sum(axis=2, keepdims=True)
         return PolicyEvaluation(self, table, value, values, occupancy, advantages, following)
@@ -145,7 +146,7 @@ class MDP:
     def fisher(self, policy: Policy, damping: float = 0.0) -> _core.Fisher:
         """Exact Fisher matrix per decision, (P, P), over the states where the policy goes (eq. 65).
 
-        That of a trajectory is `evaluate(policy).decisions` times as large.
+        The Fisher matrix of a trajectory is `evaluate(policy).decisions` times as large.
         """
         weights = len(self.features) * self.evaluate(policy).state_distribution
         return _core.Fisher(policy, self.features, damping=damping, weights=weights)
@@ -168,16 +169,16 @@ class PolicyEvaluation:
     T is the horizon, or 1 where nothing depends on the time.
 
     Attributes:
-        mdp: where.
+        mdp: the decision process.
         probabilities: (S, A), the policy.
         value: the return J.
-        state_values: (T, S), return from each time and state on; for the average reward, what
-            exceeds the average, up to a constant.
+        state_values: (T, S), return from each time and state on; for the average reward, the excess
+            over the average, up to a constant.
         occupancy: (T, S), expected visits, each counted as its rewards are: 1, or the power of the
             discount; for the average reward the stationary distribution.
-        advantages: (T, S, A), gain of an action over the policy's own.
-        following: (T,), decisions that follow on one at this time: H - 1 - t, discount /
-            (1 - discount), or infinitely many.
+        advantages: (T, S, A), gain of an action over the policy's own choice.
+        following: (T,), decisions after one at this time: H - 1 - t, discount / (1 - discount), or
+            infinitely many.
     """
 
     mdp: MDP
@@ -201,12 +202,12 @@ class PolicyEvaluation:
 
     @property
     def state_distribution(self) -> Floats:
-        """(S,) where a decision is made, on average."""
+        """(S,) distribution of the state in which a decision is made."""
         return self.visits / self.decisions
 
     @cached_property
     def credit(self) -> Floats:
-        """(S, A) advantages times occupancy: derivative of J by the probabilities of a table."""
+        """(S, A) advantages times occupancy: derivative of J in the probabilities of a table."""
         credit: Floats = np.einsum("ts,tsa->sa", self.occupancy, self.advantages)
         return credit
 
@@ -224,22 +225,22 @@ class PolicyEvaluation:
         return divergence
 
     def trajectory_kl(self, policy: PolicyLike) -> float:
-        """KL between the distributions of trajectories, `decisions` times that of one (eq. 66).
+        """KL between the distributions of trajectories: `decisions` times the mean KL (eq. 66).
 
         With a discount, an episode ends after each step with probability 1 - discount.
         """
         return float(self.visits @ self.kl(policy))
 
     def surrogate(self, policy: PolicyLike) -> float:
-        """L: the return of the other policy, were it to visit the states that this one does.
+        """L: the return of the other policy if it visited the same states as this one (eq. 67).
 
-        Of the same value and gradient as the return at this policy (eq. 67).
+        At this policy it has the value and gradient of the return.
         """
         return self.value + float((self.credit * self.mdp.probabilities(policy)).sum())
 
     @cached_property
     def penalty(self) -> float:
-        """C in L - C max KL, of Schulman et al. 2015, equation 9 (eq. 70).
+        """C in L - C max KL (eq. 70); Schulman et al. 2015, equation 9.
 
         Raises:
             ValueError: for the average reward, where there is no such bound.
@@ -249,14 +250,14 @@ class PolicyEvaluation:
         return 4 * delay * float(np.abs(self.advantages).max())
 
     def lower_bound(self, policy: PolicyLike) -> float:
-        """L - C max KL: less than the return of the other policy, equal at this one (eq. 70)."""
+        """L - C max KL: at most the return of the other policy, and equal at this one (eq. 70)."""
         penalty = self.penalty * float(self.kl(policy).max()) if self.penalty else 0.0
         return self.surrogate(policy) - penalty
 
     def mean_lower_bound(self, policy: PolicyLike) -> float:
-        """A bound that asks for total variation where this policy goes, not everywhere (eq. 71).
+        """A bound by the mean total variation over the states of this policy (eq. 71).
 
-        Of Achiam et al. 2017, corollary 1.
+        It is corollary 1 of Achiam et al. 2017.
 
         Raises:
             ValueError: for the average reward, where there is no such bound.
@@ -271,7 +272,7 @@ class PolicyEvaluation:
     def maximise_lower_bound(self) -> Floats:
         """(S, A), the table for which `lower_bound` is largest (eq. 73).
 
-        This policy where no action is better; one that is always certain where nothing follows.
+        It is this policy where no action is better, and deterministic where no decision follows.
         """
         table, taken = self.probabilities.copy(), self.probabilities > 0
         scale = np.abs(self.mdp.rewards).max() + np.abs(self.state_values).max()
@@ -309,12 +310,12 @@ class PolicyEvaluation:
 def minorise_maximise(mdp: MDP, policy: PolicyLike) -> Iterator[PolicyEvaluation]:
     """Yields a policy's evaluation, then those of its successors, whose returns never fall.
 
-    A table is followed by the maximiser of its lower bound (eq. 73). A network moves along its
-    natural gradient, as far as that bound grows by doubling or halving the last step; the
-    parameters of `policy` are then those of the last evaluation.
+    The successor of a table is the maximiser of its lower bound (eq. 73). A network moves along its
+    natural gradient; the last step is doubled or halved as long as the bound grows. The parameters
+    of `policy` are then those of the last evaluation.
 
     Raises:
-        ValueError: a policy that does not fit; an mdp with neither horizon nor discount.
+        ValueError: the policy does not fit, or the mdp has neither horizon nor discount.
     """
     at = mdp.evaluate(policy)
     length = 1.0
@@ -329,7 +330,7 @@ def minorise_maximise(mdp: MDP, policy: PolicyLike) -> Iterator[PolicyEvaluation
 
 def _step_within_bound(mdp: MDP, at: PolicyEvaluation, policy: Policy, length: float) -> float:
     gradient, start = mdp.gradient(policy), policy.parameters.copy()
-    # F is singular, for a softmax has a null direction; conjugate gradients do not mind.
+    # F is singular, for a softmax has a null direction; conjugate gradients still converge.
     direction = _core.conjugate_gradient(
         mdp.fisher(policy), gradient, max_iterations=gradient.size
     ).x
@@ -349,16 +350,16 @@ def _step_within_bound(mdp: MDP, at: PolicyEvaluation, policy: Policy, length: f
 def _best_within(
     p: Floats, behind: Floats, spread: Floats, divergence: Any
 ) -> tuple[Floats, Floats, Floats]:
-    """Tables that gain most within a divergence from p in every state (eq. 72).
+    """The tables with the largest gain within a divergence from p in every state (eq. 72).
 
     Args:
         p: (S, A) probabilities.
-        behind: (S, A), by how much an action is worse than the best.
-        spread: (S,) its standard deviation, positive.
+        behind: (S, A), shortfall of an action against the best.
+        spread: (S,), its standard deviation under p, positive.
         divergence: KL(p || new) of each state.
 
     Returns:
-        new (S, A); the multiplier (S,), gain per divergence; its derivative (S,) by the divergence.
+        new (S, A); the multiplier (S,), gain per divergence; its derivative (S,) in the divergence.
     """
     mean = (p * behind).sum(axis=1, keepdims=True)
 
@@ -381,8 +382,8 @@ def _best_within(
         reached = np.maximum(np.log1p(more) + (p * (logs - x)).sum(axis=1), _LEAST)
         return np.log(reached / divergence), slope / reached
 
-    # A lead of spread / sqrt(divergence) or more stays within; where little more than the best
-    # action is left, none is small enough to go beyond, and the least one serves.
+    # A lead of spread / sqrt(divergence) or more stays within the bound. If hardly any action but
+    # the best has probability left, even the smallest lead stays within, and it is taken.
     log_spread = np.log(spread)
     log_lead = _decreasing_root(excess, log_spread - 500.0, log_spread - 0.5 * np.log(divergence))
     _, kept, _, left, slope = tilted(log_lead)
@@ -394,11 +395,11 @@ def _best_within(
 def _decreasing_root(
     f: Callable[[Floats], tuple[Floats, Floats]], low: ArrayLike, high: ArrayLike
 ) -> Floats:
-    """Where decreasing functions, one per element, cross zero: Newton's method within brackets.
+    """Zeros of decreasing functions, one per element, by Newton's method within brackets.
 
     Args:
         f: values and slopes at x.
-        low, high: brackets; their nearer end where there is no root within.
+        low, high: brackets; without a root within, the result is their nearer end.
     """
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
     x, moved = high, np.asarray(high - low)

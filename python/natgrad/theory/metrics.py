@@ -39,11 +39,11 @@ def polar(x: ArrayLike) -> Doubles:
 def sampled_fisher(family: Family, samples: int, rng: _core.Rng) -> Metric:
     """The Fisher metric from samples of the model, drawn anew at each x.
 
-    The mean outer product of their scores: unbiased, its entries' errors fall as
-    1 / sqrt(samples), and its rank is at most `samples`.
+    It is the mean outer product of their scores. It is unbiased, the errors of its entries decrease
+    as 1 / sqrt(samples), and its rank is at most `samples`.
 
     Raises:
-        ValueError: less than one sample.
+        ValueError: fewer than one sample.
     """
     if samples < 1:
         raise ValueError(f"samples is {samples!r}; wanted at least 1")

@@ -1,4 +1,4 @@
-"""Natural gradient descent on any metric, for small problems, in the manner of SciPy."""
+"""Natural gradient descent on any metric, for small problems, with SciPy's interface."""
 
 import enum
 import math
@@ -27,8 +27,8 @@ __all__ = [
 
 Doubles: TypeAlias = NDArray[np.float64]
 
-# A step of fixed length is seen to go in circles when this many steps have brought no better value
-# and no more than this part of their length in distance: the diameter of two steps, and some more.
+# Steps of fixed length are taken to cycle when this many of them have brought no better value and
+# a distance of no more than this part of their length: the diameter of two steps, and some more.
 _CYCLE = 20
 _CYCLE_PROGRESS = 0.15
 _ROUNDING = float(np.finfo(np.float64).eps)
@@ -39,10 +39,10 @@ class MinimizeStatus(enum.IntEnum):
 
     CONVERGED = 0  # the natural gradient is no longer than tol
     MAX_ITERATIONS = 1
-    LIMIT_CYCLE = 2  # steps of fixed length jump to and fro around a minimum
+    LIMIT_CYCLE = 2  # steps of fixed length jump back and forth around a minimum
     LINE_SEARCH_FAILED = 3  # no fraction of the step decreases fun enough
     NON_FINITE = 4  # fun, its gradient or the metric is not finite
-    NOT_POSITIVE_DEFINITE = 5  # of the metric, where the gradient needs it
+    NOT_POSITIVE_DEFINITE = 5  # the metric is not, in a direction that the gradient needs
     NOT_CONVEX = 6  # an exact step met no positive curvature
     NOT_QUADRATIC = 7  # an exact step did not reach the minimum along its way
     STOPPED = 99  # the callback asked for it; SciPy's number
@@ -71,13 +71,13 @@ class _Direction:
 
 
 class _Step:
-    """How many natural gradients to go."""
+    """A rule for the length of a step, in multiples of the natural gradient."""
 
     def _length(self, direction: _Direction) -> float:
         raise NotImplementedError
 
     def _may_cycle(self) -> bool:
-        """Whether it can go around a minimum for ever, because it does not shorten."""
+        """Whether steps may cycle around a minimum, because they do not get shorter."""
         return False
 
     def _check(self, direction: _Direction, jac: Doubles) -> None:
@@ -86,7 +86,7 @@ class _Step:
 
 @dataclass(frozen=True)
 class FixedStep(_Step):
-    """x - size G^-1 g, the same size each time.
+    """x - size G^-1 g, with the same size in every step.
 
     Args:
         size: positive.
@@ -106,10 +106,10 @@ class FixedStep(_Step):
 
 @dataclass(frozen=True)
 class ExactStep(_Step):
-    """To the minimum along the natural gradient, if `fun` is a convex quadratic.
+    """A step to the minimum along the natural gradient, if `fun` is a convex quadratic.
 
-    The curvature comes from one more gradient, which is exact for a quadratic; whether it was one
-    shows in the gradient after the step.
+    The curvature is computed from one more gradient, which is exact for a quadratic; the gradient
+    after the step shows whether `fun` is one.
     """
 
     def _length(self, direction: _Direction) -> float:
@@ -140,9 +140,9 @@ class ExactStep(_Step):
 
 @dataclass(frozen=True)
 class BacktrackingStep(_Step):
-    """The first of initial, initial shrink, initial shrink², ... times G^-1 g that is good enough.
+    """The first acceptable multiple of G^-1 g among initial, initial shrink, initial shrink², ...
 
-    Good enough is a decrease of more than `decrease` times the one that the gradient promises
+    A step is acceptable if fun decreases by more than `decrease` times what the gradient promises
     (Armijo 1966). The defaults are those of Nocedal and Wright (2006), section 3.1.
 
     Args:
@@ -159,7 +159,7 @@ class BacktrackingStep(_Step):
 
     def __post_init__(self) -> None:
         _positive(initial=self.initial)
-        # The core's search has the rules for the others.
+        # The core's search checks the others.
         _core.LineSearch(self.shrink, self.max_backtracks, self.decrease)
 
     def _length(self, direction: _Direction) -> float:
@@ -170,7 +170,7 @@ class BacktrackingStep(_Step):
         search = _core.backtracking_line_search(
             evaluate,
             self.initial * direction.slope,
-            max_kl=1.0,  # of a divergence that is always 0 here
+            max_kl=1.0,  # the divergence is always 0 here
             shrink=self.shrink,
             max_backtracks=self.max_backtracks,
             accept_ratio=self.decrease,
@@ -192,9 +192,9 @@ class BacktrackingStep(_Step):
 
 @dataclass(frozen=True)
 class TrustRegionStep(_Step):
-    """A step of given length in the metric, d = G^-1 g scaled to it (docs/math.md, eq. 42).
+    """d = G^-1 g, scaled to a given length in the metric (docs/math.md, eq. 42).
 
-    One of three says how long; documents differ (docs/conventions.md):
+    One of three arguments gives the length, since documents differ (docs/conventions.md):
 
     Args:
         epsilon: 1/2 d'Gd, which for a Fisher metric is about the divergence, in nats.
@@ -269,33 +269,33 @@ def minimize(
     """Natural gradient descent: x - beta G(x)^-1 grad fun(x) (docs/math.md, eq. 41).
 
     Args:
-        fun: function of x (P,) to minimise, a number; infinite where x is out of bounds.
-        x0: (P,), where to begin.
-        jac: gradient of fun, (P,); or True, and fun returns both.
+        fun: function of x (P,) to minimise; returns a number, infinite where x is out of bounds.
+        x0: (P,), the first iterate.
+        jac: gradient of fun, (P,); or True if fun returns both.
         metric: G, symmetric and positive semidefinite, as a matrix (P, P), as an operator with
             `matvec` (`natgrad.Fisher`, of SciPy), or as a function of x that returns one of these;
             ready-made ones are in `natgrad.theory.metrics` and `natgrad.theory.families`.
-            Operators are solved by conjugate gradients. Of a singular matrix the shortest solution
-            is taken, in units in which its diagonal is 1.
+            Operators are solved by conjugate gradients. For a singular matrix the solution is the
+            shortest one, in units in which its diagonal is 1.
         step: how far to go: FixedStep, ExactStep, BacktrackingStep or TrustRegionStep.
         damping: added to G's diagonal for the solution, but not for lengths.
-        tol: it has converged when sqrt(g'G^-1 g) is at most this. That is the length of the natural
-            gradient in the metric, which does not depend on coordinates; half its square is the
-            decrease to be had where the metric is the curvature.
-        max_iterations: steps at most.
-        cg_iterations: products with an operator at most for a solution; 2 P when None.
+        tol: converged when sqrt(g'G^-1 g) is at most this. It is the length of the natural gradient
+            in the metric, which does not depend on coordinates; half its square is the possible
+            decrease where the metric is the curvature.
+        max_iterations: maximal number of steps.
+        cg_iterations: maximal number of products with an operator per solution; 2 P when None.
         callback: called with an OptimizeResult (x, fun, jac, decrement, nit) for x0 and after each
             step; may raise StopIteration.
 
     Returns:
         SciPy's OptimizeResult: x, fun, jac, success, status (`MinimizeStatus`), message, nit, nfev,
-        njev, and decrement, the natural gradient's length at the last iterate, infinite where there
-        is none. x is the last iterate at which all was finite; after LIMIT_CYCLE, the best of the
-        cycle.
+        njev, and decrement, the natural gradient's length at the last iterate, infinite if there is
+        none. x is the last iterate at which everything was finite; after LIMIT_CYCLE, the best of
+        the cycle.
 
     Raises:
         ImportError: SciPy is not installed.
-        TypeError, ValueError: an argument, or what a function returned, is not as above.
+        TypeError, ValueError: an argument, or the result of a function, is not as above.
     """
     try:
         from scipy.optimize import OptimizeResult
@@ -403,11 +403,11 @@ class _Objective:
 
     def __init__(self, fun: Callable[..., Any], jac: Callable[..., Any] | bool) -> None:
         self._fun, self._jac = fun, jac if callable(jac) else None
-        self._at: tuple[bytes, Any] = (b"", None)  # what fun returned last, if it returns both
+        self._at: tuple[bytes, Any] = (b"", None)  # the last result of fun, if it returns both
         self.nfev = self.njev = 0
 
     def __call__(self, x: Doubles) -> tuple[float, Doubles]:
-        """Value and gradient, which is not asked for where the value is not finite."""
+        """Value and gradient; the gradient is not computed where the value is not finite."""
         value = self.fun(x)
         return value, self.jac(x) if math.isfinite(value) else np.full(x.shape, np.inf)
 
@@ -459,7 +459,7 @@ def _natural_gradient(
     G = _matrix(metric, g.size)
     if not np.isfinite(G).all():
         raise _Stop(MinimizeStatus.NON_FINITE, "the metric has entries that are not finite")
-    # In units in which the diagonal is 1, so that the scale of a coordinate cannot look like rank.
+    # The diagonal is scaled to 1, so that the scale of a coordinate cannot look like rank.
     diagonal = G.diagonal() + damping
     units = np.where(diagonal > 0, diagonal, np.inf) ** -0.5  # 0 where G is
     eigenvalues, V = np.linalg.eigh((G + damping * np.eye(g.size)) * np.outer(units, units))
@@ -483,9 +483,9 @@ def _natural_gradient(
 
 
 def _check_for_a_cycle(metric: Any, visited: deque[tuple[float, Doubles]], best: float) -> None:
-    """Ends the minimisation if the last iterates go nowhere and none is better than before."""
+    """Ends the minimisation if the last iterates make no progress in distance or in value."""
     values = [value for value, _ in visited]
-    # Both ends of a cycle may have the same value; what is left of their difference is rounding.
+    # Both ends of a cycle may have the same value, and then differ by rounding alone.
     noise = 1e-6 * (max(values) - min(values)) + 1e4 * _ROUNDING * max(map(abs, values))
     if min(values) < min(best, values[0]) - noise:
         return

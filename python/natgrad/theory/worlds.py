@@ -1,4 +1,4 @@
-"""Small environments that are understood completely, and what is known of them in closed form.
+"""Small environments that are understood completely, with their closed forms.
 
 Importing this module registers them with Gymnasium; agents import it when they are asked for one:
 `natgrad/LineWorld-v0`, `natgrad/TwoState-v0`, `natgrad/LinearQuadratic-v0`. Equations are those of
@@ -23,9 +23,9 @@ Info: TypeAlias = dict[str, Any]
 
 
 class FiniteWorld(gymnasium.Env[np.int64, np.int64]):
-    """Plays an `MDP`: observes the number of the state, draws the next one.
+    """An `MDP` as an environment, whose observation is the number of the state.
 
-    Rewards are the expected ones of the MDP. An episode ends after its horizon, where it has one.
+    Rewards are the expected ones of the MDP. An episode ends after the horizon, if there is one.
     """
 
     def __init__(self, mdp: MDP) -> None:
@@ -55,10 +55,10 @@ class FiniteWorld(gymnasium.Env[np.int64, np.int64]):
 
 
 def two_state(horizon: int | None = None, discount: float | None = None) -> MDP:
-    """Kakade's two states (2002, figure 1B), each of which one may keep (action 0) or leave (1).
+    """Kakade's two states (2002, figure 1B): action 0 stays in a state, action 1 leaves it.
 
-    To stay is worth 1 in the first state and 2 in the second, where one should be; to leave is
-    worth nothing. Episodes start in the first. Its criterion is the average reward.
+    Staying is rewarded with 1 in the first state and 2 in the second; leaving is not rewarded.
+    Episodes start in the first state. By default the return is the average reward.
     """
     return MDP(
         transitions=[[[1, 0], [0, 1]], [[0, 1], [1, 0]]],
@@ -77,7 +77,7 @@ class TwoState(FiniteWorld):
 
 
 class _OneDimensional(gymnasium.Env[Floats, Floats], ABC):
-    """A number that is pushed about for `horizon` decisions."""
+    """A number that actions push up and down for `horizon` decisions."""
 
     def __init__(self, horizon: int, action_scale: float, bound: float) -> None:
         if horizon != int(horizon) or horizon < 1:
@@ -97,7 +97,7 @@ class _OneDimensional(gymnasium.Env[Floats, Floats], ABC):
         return np.array([self._state]), {}
 
     def step(self, action: Floats) -> tuple[Floats, float, bool, bool, Info]:
-        """Pushes by `action_scale` times the action, which is held within -1 and 1."""
+        """Pushes by `action_scale` times the action, which is clipped to -1 and 1."""
         push = self.action_scale * min(max(float(action[0]), -1.0), 1.0)
         reward, self._state = self._follow(self._state, push)
         self._decisions += 1
@@ -113,10 +113,10 @@ class _OneDimensional(gymnasium.Env[Floats, Floats], ABC):
 
 
 class LineWorld(_OneDimensional):
-    """The line on which one should stand still, `natgrad/LineWorld-v0`.
+    """A line on which it is best to stand still, `natgrad/LineWorld-v0`.
 
-    From s = 0 a decision a moves to s + a and is rewarded with -s^2 - a^2, of the state before the
-    move. In units of the line, an action of 1 is a move by `action_scale`, the largest one.
+    Starting from s = 0, a move a leads to s + a and is rewarded with -s^2 - a^2, where s is the
+    state before it. An action of 1 is a move by `action_scale` units, the largest one.
 
     Args:
         horizon: decisions of an episode, H.
@@ -133,7 +133,7 @@ class LineWorld(_OneDimensional):
         return -state * state - push * push, state + push
 
     def expected_return(self, mean: float, std: float) -> float:
-        """J of moves from N(mean, std^2) wherever one stands, unclipped (eq. 75)."""
+        """J of unclipped moves from N(mean, std^2) in every state (eq. 75)."""
         squares, ones = self._coefficients()
         return -(squares * mean**2 + ones * std**2)
 
@@ -150,14 +150,14 @@ class LineWorld(_OneDimensional):
 class LinearQuadratic(_OneDimensional):
     """A linear system with quadratic cost in one dimension, `natgrad/LinearQuadratic-v0`.
 
-    x' = decay x + u + noise, rewarded with -x^2 - action_cost u^2; x starts like one noise. The
-    defaults are those of Kakade (2002, section 5), whose control is free. An action of 1 is
-    u = `action_scale`, the largest one, and x is held within +-1000, which no policy that keeps it
-    small will notice.
+    x' = decay x + u + noise, rewarded with -x^2 - action_cost u^2; the first x is distributed like
+    the noise. The defaults are those of Kakade (2002, section 5), where control costs nothing. An
+    action of 1 is u = `action_scale`, the largest one, and x is clipped to +-1000, which does not
+    affect a policy that keeps it small.
 
     Args:
-        decay: part of x that is kept.
-        noise: standard deviation of what is added, and of the start.
+        decay: factor by which x shrinks.
+        noise: standard deviation of the noise, and of the first x.
         action_cost: cost of u^2.
         horizon: decisions of an episode, H.
         action_scale: units of u per unit of the action.

@@ -1,7 +1,7 @@
-"""The ideas behind natural gradients as pictures, each with the numbers in it.
+"""The ideas behind natural gradients as pictures, each with its numbers.
 
-A module of this package is a group of pictures and names them in `PICTURES`. A picture computes its
-data apart from drawing them, so that tests look at numbers and readers can take them elsewhere.
+A module of this package is a group of pictures, listed in `PICTURES`. A picture computes its data
+separately from drawing them, so that tests can check the numbers and readers can use them.
 """
 
 import html
@@ -38,12 +38,12 @@ class Picture:
     """A picture, the numbers in it, and what a reader has to know.
 
     Attributes:
-        name: of its files, and on the command line.
-        title: above it.
-        source: which document says or shows this, and where.
-        shows: what to see.
-        settings: what it was made with, so that anyone can make it again.
-        deviation: from the document, where that is incomplete or wrong; empty if there is none.
+        name: name of its files and on the command line.
+        title: heading above it.
+        source: the document, and the place in it, that the picture illustrates.
+        shows: what the picture shows.
+        settings: all settings, so that anyone can reproduce it.
+        deviation: how it differs from a document that is incomplete or wrong; empty if it does not.
         data: computes the tables; deterministic.
         draw: draws the tables on an empty matplotlib figure.
         size: width and height in inches.
@@ -81,19 +81,19 @@ def write(
     *,
     progress: bool | None = None,
 ) -> Path:
-    """Draws pictures: NAME.png, NAME-TABLE.csv for each of its tables, and a page of all of them.
+    """Draws pictures: NAME.png, NAME-TABLE.csv for each of its tables, and a page with all of them.
 
     Args:
-        names: of pictures; all when empty.
-        output: folder, made if it is missing.
-        progress: whether to show a bar on stderr; when None, if it is a terminal.
+        names: names of pictures; all when empty.
+        output: folder, created if it is missing.
+        progress: whether to show a bar on stderr; None shows it on a terminal.
 
     Returns:
         The page, `output`/index.html. It has the pictures of this call only.
 
     Raises:
         ImportError: matplotlib or SciPy is not installed.
-        ValueError: a name of no picture; a folder that cannot be written to.
+        ValueError: no picture has this name, or the folder cannot be written to.
     """
     known = pictures()
     from matplotlib.backends.backend_agg import FigureCanvasAgg

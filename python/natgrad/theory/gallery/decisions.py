@@ -1,4 +1,4 @@
-"""Policies in worlds that are understood completely: the line, two states, a linear system."""
+"""Policies in small worlds with closed forms: the line, two states, a linear system."""
 
 import itertools
 from typing import Any
@@ -23,7 +23,7 @@ LINE = LineWorld(horizon=10)
 LINE_STEP = 0.075
 LINE_UPDATES = 400
 AGENTS = 10
-EPISODES = 20  # of an update
+EPISODES = 20  # per update
 MEAN, STD = 10.0, 14.0
 LEAST_STD = 0.05
 LINE_METHODS = {
@@ -67,7 +67,7 @@ def line_agent(method: str, seed: int, updates: int = LINE_UPDATES, standardized
 
 
 def line() -> Tables:
-    """Expected returns of ten agents for each method, and their parameters on average."""
+    """Expected returns of ten agents for each method, and the means of their parameters."""
     tables = {}
     parameters = {"update": np.arange(LINE_UPDATES + 1)}
     for method in LINE_METHODS:
@@ -102,7 +102,7 @@ def draw_line(tables: Tables, figure: Figure) -> None:
 
 # Kakade's plateau --------------------------------------------------------------------------------
 
-STAY = np.array([0.8, 0.1])  # probabilities of staying, to begin with
+STAY = np.array([0.8, 0.1])  # initial probabilities of staying
 GOAL = 1.99
 
 
@@ -153,7 +153,7 @@ def plateau() -> Tables:
 
 
 def draw_plateau(tables: Tables, figure: Figure) -> None:
-    """Reward, where the chain is, and the way through the parameters."""
+    """Average reward, probability of the second state, and the path of the parameters."""
     reward, second, plane = figure.subplots(1, 3)
     for color, (name, table) in enumerate(tables.items()):
         time = table["time"][1:]
@@ -190,7 +190,7 @@ def gain_and_std(products: Doubles) -> tuple[float, float, Doubles]:
 def system_steps(
     scale: tuple[float, float], natural: bool, steps: int = SYSTEM_STEPS, rate: float = SYSTEM_RATE
 ) -> Doubles:
-    """(steps + 1, 2): scale times parameters, from which policies follow, after each step."""
+    """(steps + 1, 2): scale times parameters, which determine the policy, after each step."""
     theta: Doubles = np.array(SYSTEM_BEGIN) / np.array(scale)
     path = np.empty((steps + 1, 2))
     path[0] = SYSTEM_BEGIN
@@ -249,7 +249,7 @@ UNIFORM = np.full((2, 2), 0.5)
 
 
 def bounds() -> Tables:
-    """The return and its bounds on the way to the bound's maximiser and beyond, and iterations."""
+    """The return and its bounds along the line through the bound's maximiser, and iterations."""
     at = BOUNDED.evaluate(UNIFORM)
     best = at.maximise_lower_bound()
     minorised = itertools.islice(minorise_maximise(BOUNDED, UNIFORM), BOUND_UPDATES + 1)
@@ -277,7 +277,7 @@ def bounds() -> Tables:
 
 
 def trust_region_returns(mdp: MDP, max_kl: float, updates: int) -> Doubles:
-    """(updates + 1,) returns of TRPO from the uniform policy, were it to know everything."""
+    """(updates + 1,) returns of TRPO from the uniform policy with exact gradients and matrices."""
     states, actions = mdp.rewards.shape
     policy = Policy(states, Categorical(actions), hidden=(), dtype="float64")
     policy.parameters[:] = 0.0
@@ -300,7 +300,7 @@ def trust_region_returns(mdp: MDP, max_kl: float, updates: int) -> Doubles:
 
 
 def draw_bounds(tables: Tables, figure: Figure) -> None:
-    """One step from afar and from near, and all steps."""
+    """One step at a large and at a small scale, and all steps."""
     far, near, right = figure.subplots(1, 3)
     value = tables["iterations"]["minorise_maximise"][0]
     for axis, name in ((far, "far"), (near, "near")):
@@ -334,7 +334,7 @@ TRAJECTORY_HORIZON = 20
 
 
 def ring(horizon: int) -> MDP:
-    """Five states in a ring, drawn at random but always the same: a step forth, back, or none."""
+    """Five states in a ring with fixed random rewards: a step forward, back, or none."""
     rng = np.random.default_rng(0)
     moves = np.stack([np.roll(np.eye(5), k, axis=1) for k in (1, -1, 0)], axis=1)
     return MDP(
@@ -402,16 +402,16 @@ PICTURES = (
         source="the paper, Figure 4",
         shows=(
             "The natural policy gradient reaches the best return within some forty updates, while "
-            "the policy gradient has hardly begun. A natural step is the gradient times σ² for μ "
+            "the policy gradient has hardly moved. A natural step is the gradient times σ² for μ "
             "and σ²/2 for σ, so it is long while σ is large; the gradient's component along σ is "
-            "small, so σ stays large, and returns stay noisy, for long. Thin lines are agents, "
-            "bold ones their mean."
+            "small, so σ stays large, and returns noisy, for a long time. Thin lines are agents, "
+            "bold ones their means."
         ),
         settings=(
             f"Ten agents each from μ = {MEAN:g}, σ = {STD:g}; {EPISODES} episodes of "
             f"{LINE.horizon} decisions an update; step {LINE_STEP}; gradients of the whole "
             "trajectory's score with standardised returns, the Fisher matrix of one decision; "
-            f"σ no less than {LEAST_STD}. Returns are those expected, in closed form (eq. 75). "
+            f"σ at least {LEAST_STD}. Returns are expected ones, in closed form (eq. 75). "
             f"Green: natgrad.TrustRegionUpdate with max_kl = {LINE_STEP}, in (μ, log σ)."
         ),
         deviation=(
@@ -430,10 +430,10 @@ PICTURES = (
         source="named by the slides; Kakade 2002, figures 1B to 1D",
         shows=(
             "Staying is worth 1 in the first state and 2 in the second. The gradient weighs what "
-            "it learns in a state by the time spent there: it learns to stay in the first, so it "
+            "it learns in a state by the time spent there. It learns to stay in the first, so it "
             "is hardly ever in the second, whose probability falls to 1.3e-6, so it cannot learn "
             "to stay there, and the reward stands at 1 for a time of e^K/4, whose exponent is a "
-            "constant of the flow (eq. 74). The natural gradient does not weigh; it arrives "
+            "constant of the flow (eq. 74). The natural gradient has no such weights; it arrives "
             "a million times earlier, and is never in the second state for less than 0.058 of "
             "the time."
         ),
@@ -470,8 +470,8 @@ PICTURES = (
             "the star is the policy that has it, u = -0.7 x."
         ),
         deviation=(
-            "The slides only name the paper. How its exponent is to be read, where x starts, and "
-            "the size of steps are our choice."
+            "The slides only name the paper. The reading of its exponent, the start of x and the "
+            "size of the steps are our choice."
         ),
         data=system,
         draw=draw_system,
@@ -484,14 +484,14 @@ PICTURES = (
         shows=(
             "The surrogate touches the return with its slope; the bound by the largest divergence "
             "touches and lies below, so that its maximiser returns more, and the next bound "
-            "starts there. No update loses, as the theory promises. It is too careful by far: on "
-            "the scale on which the return curves, the bound is a needle; natural steps in a "
-            "trust region reach a return of 17 some twenty times earlier, without any promise. "
-            "The bound by the mean total variation allows a longer step, but not much."
+            "starts there. No update lowers the return, as the theory promises. But it is far too "
+            "careful: on the scale of the return's curvature the bound is a needle. Natural steps "
+            "in a trust region reach a return of 17 some twenty times earlier, without any "
+            "promise. The bound by the mean total variation allows a step that is not much longer."
         ),
         settings=(
             "The two states with a discount of 0.9, from the uniform policy, towards the maximiser "
-            "of the bound, at 1, and beyond; from afar, and near. Right: exact maximisers of the "
+            "of the bound, at 1, and beyond; at two scales. Right: exact maximisers of the "
             f"bound (eq. 73), and natural steps of {BOUND_KL} nats with exact gradients, Fisher "
             "matrices and line searches (eq. 16). The best return is 18."
         ),

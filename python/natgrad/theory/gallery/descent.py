@@ -75,7 +75,7 @@ def maximum_likelihood() -> Tables:
 
 
 def draw_maximum_likelihood(tables: Tables, figure: Figure) -> None:
-    """Paths on the left, what is left of the loss on the right."""
+    """Paths on the left, the excess of the loss over its minimum on the right."""
     left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
     draw_loss(left, (-0.5, 14), (0.2, 18))
     for color, (name, table) in enumerate(tables.items()):
@@ -208,7 +208,7 @@ def softmax() -> Tables:
             lambda t: -softmax_probability(t) * SOFTMAX.score(t, [[1]])[0],
             metric, step, SOFTMAX_STEPS, tol=0.0,
         )[:, 0]  # fmt: skip
-        # Where the probability is 1 to the last digit there is nothing left to do: it stays.
+        # Once the probability is 1 to the last digit, the path ends; its last point is repeated.
         paths[name] = np.append(path, np.full(SOFTMAX_STEPS + 1 - len(path), path[-1]))
     return {
         "fisher": {
@@ -343,9 +343,9 @@ PICTURES = (
         title="Maximum likelihood with one step size",
         source="the paper, Figure 2",
         shows=(
-            "Both begin at μ = 0, σ = 1, where the gradient is largest, with a jump. That of the "
-            "gradient is thrown far up to a large σ; from there its points are so close that they "
-            "make a line, and after 1000 iterations it is still on its way. The natural gradient's "
+            "Both begin with a jump at μ = 0, σ = 1, where the gradient is largest. Gradient "
+            "descent is thrown up to a large σ; from there its points are so close that they look "
+            "like a line, and after 1000 iterations it has not arrived. The natural gradient's "
             "first step is shorter, and it arrives within 200."
         ),
         settings=(
@@ -386,17 +386,17 @@ PICTURES = (
         source="the paper, Algorithm 1",
         shows=(
             "With a constant ε every step has the Fisher length √(2ε) (dotted), so that the "
-            "iterates end by jumping to and fro at about that distance, or half of it, from the "
-            "optimum. `minimize` recognises the cycle and stops. A length that decays goes on "
-            "arriving, and a line search converges."
+            "iterates end by jumping back and forth at about that distance, or half of it, from "
+            "the optimum. `minimize` recognises the cycle and stops. With a decaying length the "
+            "iterates keep approaching, and a line search converges."
         ),
         settings=(
             "The mean loss of Figure 2's data and its exact Fisher metric, from (0, 1); 1000 "
             "iterations at most."
         ),
         deviation=(
-            "The paper's loop runs while not converged, with a constant ε: it has no end. The "
-            "decay is ours."
+            "The paper's loop runs until convergence, with a constant ε: it never ends. The decay "
+            "is ours."
         ),
         data=step_lengths,
         draw=draw_step_lengths,
@@ -410,8 +410,8 @@ PICTURES = (
             "The Fisher information of a softmax of one parameter θ goes to 0 as θ grows, and so "
             "does the gradient of the probability p: the gradient's θ grows as a logarithm of "
             "time. The natural gradient of p is 1 everywhere, so θ grows steadily; with a trust "
-            "region the same divergence is an ever longer way, and θ explodes, until p is 1 in "
-            "every digit. All of it is finite, also where exp(θ) overflows."
+            "region the same divergence is an ever longer step, and θ explodes, until p is 1 in "
+            "every digit. All values stay finite, even where exp(θ) overflows."
         ),
         settings=(
             f"Maximising p = exp(θ) / (1 + exp(θ)) from θ = 0; steps as in the legend; "
@@ -431,7 +431,7 @@ PICTURES = (
         shows=(
             "The gradient in (r, angle) is not the direction of steepest descent in the plane: far "
             "from the origin it turns too fast. With the metric diag(1, r²) the natural gradient "
-            "in polar coordinates goes where the gradient in (x, y) goes, but for the curvature of "
+            "in polar coordinates follows the gradient in (x, y), except for the curvature of "
             "the coordinates within a step, which vanishes with the step's size (right); the plain "
             "gradient's error stays."
         ),

@@ -85,7 +85,7 @@ COUNTS = np.array([30, 100, 300, 1000, 3000, 10_000, 30_000])
 
 
 def empirical_fisher() -> Tables:
-    """Natural fields with the true and the empirical matrix, and how far these are apart."""
+    """Natural gradients with the true and the empirical matrix, and the error of the latter."""
     mu, sigma = (g.ravel() for g in np.meshgrid(np.arange(0.0, 25, 2), np.arange(1.0, 10)))
     points = np.stack([mu, sigma], axis=1)
     empirical = metrics.empirical_fisher(FAMILY, DATA)
@@ -94,7 +94,7 @@ def empirical_fisher() -> Tables:
         arrows = np.array([-np.linalg.solve(metric(p), MEAN_LOSS.jac(p)) for p in points])
         grid |= {f"{name}_mu": arrows[:, 0], f"{name}_sigma": arrows[:, 1]}
 
-    # A policy network on observations, with actions of its own and with somebody else's.
+    # A policy network on observations, with its own actions and with those of another policy.
     random = np.random.default_rng(0)
     policy = Policy(4, _core.Categorical(3), hidden=(8,), dtype="float64", seed=0)
     policy.parameters = 0.5 * random.normal(size=policy.parameters.size)
@@ -129,7 +129,7 @@ def draw_empirical_fisher(tables: Tables, figure: Figure) -> None:
             fontsize="medium",
         )
         axis.set(xlabel="μ", ylabel="σ", xlim=(-2, 26), ylim=(0.5, 10.5))
-    right.loglog(error["n"], error["others"], "s-", color="C3", label="actions of somebody else")
+    right.loglog(error["n"], error["others"], "s-", color="C3", label="actions of another policy")
     right.loglog(error["n"], error["own"], "o-", color="C1", label="actions of the policy")
     right.loglog(
         error["n"], error["own"][0] * np.sqrt(error["n"][0] / error["n"]), "k:", label="∝ 1/√N"
@@ -147,9 +147,9 @@ PICTURES = (
         source="the paper, Figure 1",
         shows=(
             "Each orange Gaussian has the same Euclidean distance from the blue one in (μ, σ), and "
-            "they differ from it by very different divergences: the one whose σ shrinks towards 0 "
-            "most. On the right, a given Fisher distance is a long way where σ is large and a "
-            "short one where it is small: the green ellipses grow with σ."
+            "a very different divergence; it is largest where σ shrinks towards 0. On the right, "
+            "the same Fisher distance is long where σ is large and short where it is small: the "
+            "green ellipses grow with σ."
         ),
         settings=(
             f"Blue is N(0, 1); the others lie {DISTANCE} from it in (μ, σ), to the right, above, "
@@ -173,8 +173,8 @@ PICTURES = (
             "samples. Where the model does not fit, the empirical matrix grows with the gradient, "
             "and steps are shortest where they should be longest, some of them in another "
             "direction. Right: for a policy network the outer products of scores approach the "
-            "exact matrix as 1/√N if its own actions are scored, and do not if somebody else's "
-            "are, however many."
+            "exact matrix as 1/√N if its own actions are scored, and do not if those of another "
+            "policy are, however many."
         ),
         settings=(
             "The data of Figure 2, each field to its own scale. A softmax policy 4-8-3 with tanh; "

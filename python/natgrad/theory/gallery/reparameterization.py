@@ -1,6 +1,6 @@
-"""What a change of coordinates changes: everything about a gradient, nothing about a natural one.
+"""A change of coordinates changes gradients, but not natural gradients.
 
-The fit of Figure 2 and a small policy network, in coordinates of theirs and in others.
+The examples are the fit of Figure 2 and a small policy network, each in two sets of coordinates.
 """
 
 from typing import Any
@@ -161,13 +161,13 @@ def damping() -> Tables:
     advantages = -((actions[:, 0] - observations.sum(axis=1)) ** 2)
     F = _core.Fisher(policy, observations).to_dense()
     g = np.asarray(policy.score(observations, actions, advantages - advantages.mean()), np.float64)
-    # theta = A phi: well conditioned, so that only damping can make a difference.
+    # theta = A phi is well conditioned, so that only damping can make a difference.
     orthogonal = np.linalg.qr(random.normal(size=(size, size)))[0]
     A: Doubles = np.asarray(orthogonal * np.geomspace(0.1, 10, size), np.float64)
     F_phi, g_phi = A.T @ F @ A, A.T @ g
 
     def gap(step: NDArray[Any], step_phi: NDArray[Any]) -> float:
-        """Of phi's step from theta's, relative, in the length that counts."""
+        """Difference between the steps in phi and theta, relative, in the Fisher norm."""
         away = A @ step_phi - step
         return float(np.sqrt((away @ F @ away) / (step @ F @ step)))
 
@@ -216,8 +216,8 @@ PICTURES = (
         source="the slides, on reparameterisation; the note; the article",
         shows=(
             "The same descent in θ = (μ, σ) and in φ with θ = Aφ + b, all in the plane of θ. The "
-            "natural gradient's iterates fall on each other. The gradient's do not: a step in φ is "
-            "AA' times the one in θ."
+            "natural gradient's iterates coincide. The gradient's do not: a step in φ is AA' times "
+            "the one in θ."
         ),
         settings=(
             f"The mean loss of Figure 2's data from {tuple(BEGIN.tolist())}; A = {A.tolist()}, "
@@ -236,10 +236,10 @@ PICTURES = (
         title="Nonlinear coordinates matter by the square of a step",
         source="the article, on invariance; the note",
         shows=(
-            "(μ, σ) against (μ, log σ). One natural step ends at points that are apart by the "
-            "square of its length: half the step, a quarter of the gap. For the gradient the gap "
-            "is in proportion to the step: the directions differ. Paths of natural steps of "
-            f"{SHOWN_RADIUS} stay close (left), those of gradients part at once."
+            "(μ, σ) against (μ, log σ). The end points of one natural step differ by the square of "
+            "its length: half the step, a quarter of the gap. For the gradient the gap is "
+            "proportional to the step, because the directions differ. Paths of natural steps of "
+            f"{SHOWN_RADIUS} stay close (left); those of gradients diverge at once."
         ),
         settings=(
             f"The mean loss of Figure 2's data from {tuple(BEGIN.tolist())}. Natural steps have a "

@@ -1,4 +1,4 @@
-#include "natgrad/model/distribution.hpp"
+#include "natgrad/model/distributions/distribution_rows.hpp"
 
 #include "natgrad/kernels/kernels.hpp"
 
@@ -16,68 +16,17 @@ void for_each_variable(const Categoricals& d, Matrix<const T> y, Matrix<const T>
   Index column = 0;
   for (std::size_t j = 0; j < d.sizes.size(); column += d.sizes[j++]) {
     const T* action = actions.data != nullptr ? actions.data + j : nullptr;
-    f(kernels::Rows<T>{y.rows, d.sizes[j], y.data + column, y.stride, action, actions.stride,
-                       nullptr},
+    f(kernels::VariableRows<T>{y.rows, d.sizes[j], y.data + column, y.stride, action,
+                               actions.stride, nullptr},
       column);
   }
 }
 
 }  // namespace
 
-// From the nearer bound, so that neither is passed by rounding.
-template <class T>
-void Bounds::apply(Matrix<const T> u, T* a) const {
-  for (Index r = 0; r < u.rows; ++r) {
-    for (std::size_t i = 0; i < low.size(); ++i) {
-      const double at = static_cast<double>(u.row(r)[i]), width = high[i] - low[i];
-      *a++ =
-          static_cast<T>(at > 0 ? high[i] - width * fraction(-at) : low[i] + width * fraction(at));
-    }
-  }
-}
-
-double Bounds::invert(double a, std::size_t i) const {
-  constexpr double kFarthest = 19;  // 1 - tanh(19) is below half a unit in the last place
-  const double u = 0.5 * (std::log(a - low[i]) - std::log(high[i] - a));
-  return std::clamp(u, -kFarthest, kFarthest);
-}
-
-template void Bounds::apply(Matrix<const float>, float*) const;
-template void Bounds::apply(Matrix<const double>, double*) const;
-
-// Column by column, as M is symmetric.
-void fisher_matrix(const Distribution& distribution, const double* y, double* m) {
-  const Index size = parameter_size(distribution);
-  Buffer<double> s(curvature_size(distribution)), unit(size);
-  std::visit(
-      [&](const auto& d) {
-        d.curvature(y, s.data());
-        for (Index k = 0; k < size; ++k) {
-          unit[k] = 1;
-          d.fisher_product(s.data(), unit.data(), 1.0, m + k * size);
-          unit[k] = 0;
-        }
-      },
-      distribution);
-}
-
-void fisher_root(const Distribution& distribution, const double* y, double* q) {
-  const Index size = parameter_size(distribution), rank = fisher_rank(distribution);
-  Buffer<double> s(curvature_size(distribution)), column(size);
-  std::visit(
-      [&](const auto& d) {
-        d.curvature(y, s.data());
-        for (Index k = 0; k < rank; ++k) {
-          d.fisher_root_column(s.data(), k, 1.0, column.data());
-          for (Index i = 0; i < size; ++i) q[i * rank + k] = column[i];
-        }
-      },
-      distribution);
-}
-
 template <class T>
 const DiagonalGaussian* DistributionRows<T>::shared_gaussian() const {
-  const auto* gaussian = std::get_if<DiagonalGaussian>(distribution_);
+  const DiagonalGaussian* gaussian = normal_of(*distribution_);
   return gaussian != nullptr && !gaussian->state_dependent_std ? gaussian : nullptr;
 }
 
@@ -105,8 +54,8 @@ void DistributionRows<T>::attach(const Distribution& distribution, const T* old_
 template <class T>
 void DistributionRows<T>::log_probs(Matrix<const T> y, Matrix<const T> actions, double* out,
                                     double* entropy) const {
-  const kernels::RowTable<T>& kernel = kernels::row_table<T>();
-  const auto* gaussian = std::get_if<DiagonalGaussian>(distribution_);
+  const kernels::Kernels<T>& kernel = kernels::active<T>();
+  const DiagonalGaussian* gaussian = normal_of(*distribution_);
   if (shared_gaussian() != nullptr) {
     kernel.gaussian_distances(
         {y.rows, gaussian->n, y.data, y.stride, nullptr, 0, inverse_std_.data()}, actions.data,
@@ -115,12 +64,12 @@ void DistributionRows<T>::log_probs(Matrix<const T> y, Matrix<const T> actions, 
   }
   if (gaussian != nullptr) {
     for (Index r = 0; r < y.rows; ++r) {
-      out[r] = gaussian->log_prob_of_normal(y.row(r), actions.row(r));
-      if (entropy != nullptr) *entropy += gaussian->entropy_of_normal(y.row(r));
+      out[r] = gaussian->log_prob(y.row(r), actions.row(r));
+      if (entropy != nullptr) *entropy += gaussian->entropy(y.row(r));
     }
   } else if (const auto* categoricals = std::get_if<Categoricals>(distribution_)) {
     std::fill_n(out, y.rows, 0.0);
-    for_each_variable(*categoricals, y, actions, [&](const kernels::Rows<T>& rows, Index) {
+    for_each_variable(*categoricals, y, actions, [&](const kernels::VariableRows<T>& rows, Index) {
       const double sum = kernel.categorical_log_probs(rows, out);
       if (entropy != nullptr) *entropy += sum;
     });
@@ -145,18 +94,19 @@ void DistributionRows<T>::log_probs_by_distances(Matrix<const T> actions, double
   subtract_volumes(actions, out, entropy);
 }
 
-// Of a Gaussian with bounds.
+// The volumes at the actions of a squashed Gaussian: what its density has beside that of u, and the estimate
+// of what its entropy has.
 template <class T>
 void DistributionRows<T>::subtract_volumes(Matrix<const T> actions, double* out,
                                            double* entropy) const {
-  const auto* gaussian = std::get_if<DiagonalGaussian>(distribution_);
-  if (gaussian == nullptr || !gaussian->bounds) return;
-  const double width = gaussian->bounds->log_width();
+  const auto* squashed = std::get_if<SquashedGaussian>(distribution_);
+  if (squashed == nullptr) return;
+  const double width = squashed->bounds.log_width();
   double slopes[kChunkRows];
   for (Index first = 0; first < actions.rows; first += kChunkRows) {
     const Index rows = std::min(kChunkRows, actions.rows - first);
-    kernels::row_table<T>().log_slopes(actions.row(first), actions.stride, rows, gaussian->n,
-                                       slopes);
+    kernels::active<T>().squash_log_slopes(actions.row(first), actions.stride, rows, squashed->n,
+                                           slopes);
     for (Index r = 0; r < rows; ++r) {
       out[first + r] -= slopes[r] + width;
       if (entropy != nullptr) *entropy += slopes[r] + width;
@@ -166,7 +116,7 @@ void DistributionRows<T>::subtract_volumes(Matrix<const T> actions, double* out,
 
 template <class T>
 double DistributionRows<T>::divergence(Matrix<const T> old_y, Matrix<const T> y) const {
-  const kernels::RowTable<T>& kernel = kernels::row_table<T>();
+  const kernels::Kernels<T>& kernel = kernels::active<T>();
   double sum = 0;
   if (const DiagonalGaussian* gaussian = shared_gaussian()) {
     const double squares = kernel.gaussian_distances(
@@ -174,9 +124,10 @@ double DistributionRows<T>::divergence(Matrix<const T> old_y, Matrix<const T> y)
         old_y.stride, nullptr);
     sum = 0.5 * squares + static_cast<double>(y.rows) * divergence_;
   } else if (const auto* categoricals = std::get_if<Categoricals>(distribution_)) {
-    for_each_variable(*categoricals, y, {}, [&](const kernels::Rows<T>& rows, Index column) {
-      sum += kernel.categorical_divergence(rows, old_y.data + column, old_y.stride);
-    });
+    for_each_variable(
+        *categoricals, y, {}, [&](const kernels::VariableRows<T>& rows, Index column) {
+          sum += kernel.categorical_divergence(rows, old_y.data + column, old_y.stride);
+        });
   } else {
     std::visit(
         [&](const auto& d) {
@@ -190,7 +141,7 @@ double DistributionRows<T>::divergence(Matrix<const T> old_y, Matrix<const T> y)
 template <class T>
 double DistributionRows<T>::scores(Matrix<const T> y, Matrix<const T> actions, const double* scale,
                                    Matrix<T> out) const {
-  const kernels::RowTable<T>& kernel = kernels::row_table<T>();
+  const kernels::Kernels<T>& kernel = kernels::active<T>();
   double norms = 0, squares[kChunkRows];
   for (Index first = 0; first < y.rows; first += kChunkRows) {
     const Index rows = std::min(kChunkRows, y.rows - first);
@@ -203,9 +154,10 @@ double DistributionRows<T>::scores(Matrix<const T> y, Matrix<const T> actions, c
                               inverse_std_.data()},
                              scale + first, to.data, to.stride, squares);
     } else if (const auto* categoricals = std::get_if<Categoricals>(distribution_)) {
-      for_each_variable(*categoricals, part, taken, [&](const kernels::Rows<T>& x, Index column) {
-        kernel.categorical_scores(x, scale + first, to.data + column, to.stride, squares);
-      });
+      for_each_variable(
+          *categoricals, part, taken, [&](const kernels::VariableRows<T>& x, Index column) {
+            kernel.categorical_scores(x, scale + first, to.data + column, to.stride, squares);
+          });
     } else {
       std::visit(
           [&](const auto& d) {
@@ -225,7 +177,7 @@ double DistributionRows<T>::scores(Matrix<const T> y, Matrix<const T> actions, c
 
 template <class T>
 double DistributionRows<T>::magnified_rounding(Matrix<const T> y, const double* scale) const {
-  const auto* gaussian = std::get_if<DiagonalGaussian>(distribution_);
+  const DiagonalGaussian* gaussian = normal_of(*distribution_);
   if (gaussian == nullptr) return 0;
   const bool shared = shared_gaussian() != nullptr;
   double total = 0;
@@ -245,9 +197,10 @@ double DistributionRows<T>::magnified_rounding(Matrix<const T> y, const double* 
 template <class T>
 void DistributionRows<T>::curvature(Matrix<const T> y, Matrix<T> s) const {
   if (const auto* categoricals = std::get_if<Categoricals>(distribution_)) {
-    for_each_variable(*categoricals, y, {}, [&](const kernels::Rows<T>& rows, Index column) {
-      kernels::row_table<T>().probabilities(rows, s.data + column, s.stride);
-    });
+    for_each_variable(
+        *categoricals, y, {}, [&](const kernels::VariableRows<T>& rows, Index column) {
+          kernels::active<T>().categorical_probabilities(rows, s.data + column, s.stride);
+        });
     return;
   }
   std::visit(
@@ -260,12 +213,12 @@ void DistributionRows<T>::curvature(Matrix<const T> y, Matrix<T> s) const {
 template <class T>
 void DistributionRows<T>::fisher_products(Matrix<const T> s, const double* scale, Matrix<const T> u,
                                           Matrix<T> out) const {
-  const kernels::RowTable<T>& kernel = kernels::row_table<T>();
+  const kernels::Kernels<T>& kernel = kernels::active<T>();
   if (has_shared_curvature()) {
     kernel.diagonal_products(s.data, scale, u.data, u.stride, u.rows, u.columns, out.data,
                              out.stride);
   } else if (const auto* categoricals = std::get_if<Categoricals>(distribution_)) {
-    for_each_variable(*categoricals, u, {}, [&](const kernels::Rows<T>& x, Index column) {
+    for_each_variable(*categoricals, u, {}, [&](const kernels::VariableRows<T>& x, Index column) {
       kernel.categorical_products(x.rows, x.n, s.data + column, s.stride, scale, x.y, x.ldy,
                                   out.data + column, out.stride);
     });

@@ -1,6 +1,6 @@
-"""Prints the polynomials of vector_math.hpp: best in the maximum norm, by Remez's exchange.
+"""Prints the polynomials of vector_math.hpp, which minimise the maximum error (Remez exchange).
 
-    python cpp/natgrad/kernels/minimax.py
+    python tools/minimax.py
 
 Remez (1934): on n + 1 points the polynomial whose weighted error has equal size and alternating
 sign solves a linear system; exchange the points for the extrema of that error and solve again. All

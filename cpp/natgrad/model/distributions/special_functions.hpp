@@ -1,10 +1,12 @@
-// What a Beta distribution needs, in double and for arguments z >= 1: the logarithm of the Gamma
-// function, its derivatives, and differences of them that do not cancel. Recurrences lead to
-// z >= 10, and there Stirling's series (Abramowitz and Stegun 1964, 6.1.40, 6.3.18, 6.4.12) is cut off
-// where its next term is below 1e-17 of the whole. Errors are a few 1e-16 of the largest term; a NaN
-// stays one.
+// Special functions of the distributions, in double. A NaN stays one.
+//
+// The logarithm of the Gamma function, its derivatives, and differences of them that do not cancel take
+// arguments z >= 1. Recurrences lead to z >= 10, where Stirling's series (Abramowitz and Stegun 1964, 6.1.40,
+// 6.3.18, 6.4.12) is cut off as soon as its next term is below 1e-17 of the whole. Errors are a few 1e-16
+// of the largest term.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "natgrad/base/random.hpp"
@@ -30,6 +32,22 @@ double stirling_sum(double z, Weight weight) {
 }
 
 }  // namespace detail
+
+// log(1 + exp(x)) without overflow.
+inline double softplus(double x) {
+  return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x)));
+}
+
+inline double sigmoid(double x) {
+  const double e = std::exp(-std::abs(x));
+  return x >= 0 ? 1 / (1 + e) : e / (1 + e);
+}
+
+// softplus(y + e) - softplus(y), which is e sigmoid(y) for small e.
+inline double softplus_change(double y, double e) {
+  if (std::abs(e) < 1) return std::log1p(sigmoid(y) * std::expm1(e));
+  return softplus(y + e) - softplus(y);
+}
 
 // log(1 + x) - x, whose terms cancel for small x: with s = x / (2 + x) it is 2 artanh(s) - x.
 inline double log1p_minus(double x) {
