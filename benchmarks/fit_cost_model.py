@@ -91,7 +91,7 @@ class Problem:
             fisher @ self.b  # evaluates activations and curvatures, which are not the factors'
 
             def factors() -> None:
-                inverse = natgrad.KroneckerFactors(fisher, damping)
+                inverse = natgrad.solvers.KroneckerFactors(fisher, damping)
                 for _ in range(self.products):
                     inverse @ self.b
 
