@@ -81,10 +81,11 @@ def _kept(attribute: str, kind: _Number | _Array) -> Any:
 
 @dataclass(kw_only=True)
 class State:
-    """The state of an agent, detached from it.
+    """The state of an agent, detached from it: what an update that fails goes back to, or a file.
 
-    A field says which attribute of the agent it copies and how a checkpoint holds it; nothing else
-    has to know of it. Numbers are in the metadata of a checkpoint under their own names.
+    A field says which attribute of the agent it copies and how a checkpoint holds it; no other line
+    has to know of it. Numbers are in the metadata of a checkpoint under their own names. Where the
+    environments stand is an object of theirs.
     """
 
     num_timesteps: int = _kept("num_timesteps", _COUNT)
@@ -170,30 +171,30 @@ class State:
         if len(lengths) != n_envs:
             raise ValueError(f"its replay_lengths are {lengths!r}")
 
-        # What the arrays have to be is known before one of them is read.
-        spec: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
-        for f in _arrays():
-            array, name = getattr(self, f.name), _stored(f.name)
-            shape = array.shape
-            if f.metadata["kind"].grows:
-                if name not in progress["optimizer_sizes"] and not len(array):
-                    continue
-                shape = (int(progress["optimizer_sizes"][name]),)
-            spec[name] = array.dtype, shape
-        _, rows = self.environments.pack(self.no_actions)
-        for name, array in rows.items():
-            count = sum(n or 0 for n in lengths) if name == "actions" else n_envs
-            spec[f"environments/{name}"] = array.dtype, (count, *array.shape[1:])
-
+        spec = self._spec(progress["optimizer_sizes"], lengths)
         arrays = checkpoint.read_arrays(path, metadata, spec)
         for f in _arrays():
             values[f.name] = arrays.get(_stored(f.name), getattr(self, f.name))
             if (values[f.name] < f.metadata["kind"].low).any():
                 raise ValueError(f"its array {_stored(f.name)!r} has negative elements")
-        environments = EnvironmentState.unpack(
-            lengths, {name: arrays[f"environments/{name}"] for name in rows}
-        )
+        prefix = "environments/"
+        rows = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+        environments = EnvironmentState.unpack(lengths, rows)
         return State(**values, environments=environments, no_actions=self.no_actions)
+
+    def _spec(self, sizes: Mapping[str, Any], lengths: list[int | None]) -> checkpoint.Spec:
+        """What the arrays of a checkpoint have to be if its metadata says these lengths."""
+        spec: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+        for f in _arrays():
+            array, name = getattr(self, f.name), _stored(f.name)
+            if not f.metadata["kind"].grows:
+                spec[name] = array.dtype, array.shape
+            elif name in sizes or len(array):
+                spec[name] = array.dtype, (int(sizes[name]),)
+        for name, array in self.environments.pack(self.no_actions)[1].items():
+            count = sum(n or 0 for n in lengths) if name == "actions" else len(lengths)
+            spec[f"environments/{name}"] = array.dtype, (count, *array.shape[1:])
+        return spec
 
 
 def _fields() -> Iterator[dataclasses.Field[Any]]:
