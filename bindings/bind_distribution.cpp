@@ -99,7 +99,7 @@ void bind_bounds(Class& cls) {
           py::arg("actions"),
           "(N, n) float64, what the environment takes for actions u: low + (high - low) (1 + tanh "
           "u) / "
-          "2 (eq. 50).")
+          "2 (eq. 2.7).")
       .def(
           "from_bounds",
           [](const Py& self, py::handle given) {
@@ -227,7 +227,8 @@ not finite, and TypeError for a dtype that is not numeric.)")
             return flat.reshape({outputs.count, k, k});
           },
           py::arg("outputs"),
-          "(N, K, K) Fisher information M in the distribution's own parameters (eq. 5 to 7, 56).")
+          "(N, K, K) Fisher information M in the distribution's own parameters (eq. 2.4 to 2.6, "
+          "2.13).")
       .def(
           "fisher_product",
           [](const PyDistribution& self, py::handle given, py::handle given_u) {
@@ -341,8 +342,8 @@ none of them changes under an invertible map of the action.
 
 Actions here are (N, n) of u, which has no bounds; `to_bounds` makes of them what the environment takes. An
 action near a bound has lost the digits that tell how near it is, u has not. log_prob is the density of
-the action between the bounds (eq. 52). Its entropy has no closed form: `entropy` integrates numerically, to
-1e-12 for deviations up to 64 (eq. 55), and an update reports an estimate from the actions taken.
+the action between the bounds (eq. 2.9). Its entropy has no closed form: `entropy` integrates numerically, to
+1e-12 for deviations up to 64 (eq. 2.12), and an update reports an estimate from the actions taken.
 
 Parameters
 ----------
@@ -382,7 +383,7 @@ The first n parameters y give alpha = 1 + softplus(y), the others beta: both abo
 mode. The policy is nearly uniform where all are near 0, as in a new one.
 
 Actions here are (N, n) of u = artanh(2 x - 1), which has no bounds; `to_bounds` makes of them what the
-environment takes. log_prob is the density of the action between the bounds (eq. 53); the mode is that
+environment takes. log_prob is the density of the action between the bounds (eq. 2.10); the mode is that
 of the density of u, where x has its mean alpha / (alpha + beta).
 
 Parameters

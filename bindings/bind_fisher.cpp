@@ -73,7 +73,7 @@ void bind_fisher(py::module_& m) {
   py::class_<PyFisher>(m, "Fisher",
                        R"(The Fisher information of a policy on a batch, as an operator.
 
-F = (1/N) sum_n w_n J_n' M_n J_n + damping I (eq. 10). Products are exact, without automatic
+F = (1/N) sum_n w_n J_n' M_n J_n + damping I (eq. 3.3). Products are exact, without automatic
 differentiation and without the matrix. It is a linear operator in SciPy's sense (shape, dtype, matvec,
 @), which scipy.sparse.linalg accepts as it is.
 
@@ -91,10 +91,10 @@ weights : (N,) >= 0, optional
 fraction : float, 0 < fraction <= 1
     Use that part of the observations, evenly spaced: row floor(i N / m) for i < m = round(fraction N).
 method : {'auto', 'passes', 'adjoints'}
-    How products are made: 'passes' by one forward-mode and one reverse-mode pass (eq. 12, 13),
-    'adjoints' by adjoints that are cached before the first product (eq. 18, 19), rank x N x widths
+    How products are made: 'passes' by one forward-mode and one reverse-mode pass (eq. 4.1, 4.2),
+    'adjoints' by adjoints that are cached before the first product (eq. 4.4, 4.5), rank x N x widths
     numbers. 'auto' takes what the cost model says is faster for max_iterations of conjugate_gradient or
-    the k products of F @ V, and for linear Gaussian policies their small matrix (eq. 20) as well; a
+    the k products of F @ V, and for linear Gaussian policies their small matrix (eq. 6.1) as well; a
     single F @ v is made by passes. The results differ by rounding.
 
 Raises ValueError or TypeError for bad arrays or options.)")
@@ -130,10 +130,10 @@ Raises ValueError or TypeError for bad arrays or options.)")
       .def("rmatvec", &PyFisher::matvec, py::arg("v"), "F' v = F v.")
       .def("__matmul__", &PyFisher::matmul, py::arg("v"), "F v, or F V for V of shape (P, k).")
       .def("to_dense", &PyFisher::to_dense,
-           "(P, P) float64, assembled analytically from blocks of layers (eq. 14).")
+           "(P, P) float64, assembled analytically from blocks of layers (eq. 4.3).")
       .def("diagonal", &PyFisher::diagonal, "(P,) float64, the diagonal of F.")
       .def("trace", &PyFisher::trace,
-           "tr F from one reverse pass (eq. 33). Random but fixed signs make each row's trace\n"
+           "tr F from one reverse pass (eq. 8.3). Random but fixed signs make each row's trace\n"
            "unbiased; exact for two actions, one mean, and the empirical kind.")
       .def("solve", &PyFisher::solve, py::arg("b"), py::arg("damping") = 0.0,
            py::arg("solver") = "direct",
@@ -143,9 +143,9 @@ b : (P,)
 damping : float >= 0
     In addition to that of F.
 solver : {'direct', 'kronecker', 'dense', 'sample'}
-    'kronecker' is for linear Gaussian policies with an exact F (eq. 20). 'dense' assembles F and takes its
+    'kronecker' is for linear Gaussian policies with an exact F (eq. 6.1). 'dense' assembles F and takes its
     Cholesky factor, for P <= 4096; without damping its eigenvalues, for P <= 512. 'sample' works
-    with the Gram matrix of scores (eq. 28, 29), for damping > 0 and rank x N <= 4096. 'direct' is the one
+    with the Gram matrix of scores (eq. 6.3, 6.4), for damping > 0 and rank x N <= 4096. 'direct' is the one
     that the cost model says is fastest.
 
 Without damping x is the shortest least-squares solution. Returns a CgResult: CONVERGED after 0

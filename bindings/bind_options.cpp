@@ -16,7 +16,7 @@ constexpr Range<std::vector<double>> kMetric{
     }};
 constexpr const char* kMetricHelp =
     "The diagonal of D in F + damping D; ones for None. Steps map onto each other under\n"
-    "    theta_i = a_i psi_i if D is transported, D_psi = a^2 D_theta (eq. 34). D is then the\n"
+    "    theta_i = a_i psi_i if D is transported, D_psi = a^2 D_theta (eq. 8.4). D is then the\n"
     "    preconditioner as well, and there is no direct form.";
 
 void check_bounds(const AdaptiveDamping& d) {
@@ -29,7 +29,7 @@ void check_bounds(const AdaptiveDamping& d) {
 
 void bind_options(py::module_& m) {
   bind_value<LineSearchOptions>(
-      m, "LineSearch", "The backtracking line search of an update (eq. 16).", nullptr,
+      m, "LineSearch", "The backtracking line search of an update (eq. 5.2).", nullptr,
       Field<LineSearchOptions, double>{
           "shrink",
           &LineSearchOptions::shrink,
@@ -52,7 +52,7 @@ void bind_options(py::module_& m) {
                                                                     kMetric, kMetricHelp});
   bind_value<TraceDamping>(
       m, "TraceDamping",
-      "Damping by factor * tr(F) / P (eq. 33), which follows the scale of F. It takes a reverse "
+      "Damping by factor * tr(F) / P (eq. 8.3), which follows the scale of F. It takes a reverse "
       "pass.",
       nullptr,
       Field<TraceDamping, double>{"factor", &TraceDamping::factor, kNonNegative,
@@ -61,7 +61,8 @@ void bind_options(py::module_& m) {
       m, "AdaptiveDamping",
       "Damping by the rule of Levenberg and Marquardt (Martens 2010, section 4.1): it is divided "
       "by\n"
-      "1.5 after an update whose reduction ratio (eq. 35) was above 3/4, and multiplied by 1.5 if\n"
+      "1.5 after an update whose reduction ratio (eq. 8.5) was above 3/4, and multiplied by 1.5 "
+      "if\n"
       "that was below 1/4 or the update failed.",
       &check_bounds,
       Field<AdaptiveDamping, double>{"initial", &AdaptiveDamping::initial, kNonNegative,
@@ -74,7 +75,7 @@ void bind_options(py::module_& m) {
 
   bind_value<Progress>(
       m, "Progress",
-      "Conjugate gradients stop where the quadratic model hardly falls (eq. 31; Martens 2010,\n"
+      "Conjugate gradients stop where the quadratic model hardly falls (eq. 8.1; Martens 2010,\n"
       "section 4.4).",
       nullptr,
       Field<Progress, double>{"tolerance", &Progress::tolerance, kPositive,
@@ -96,7 +97,8 @@ void bind_options(py::module_& m) {
           "Stop earlier, where the quadratic model hardly falls."},
       Field<PyConjugateGradient, bool>{
           "warm_start", &PyConjugateGradient::warm_start, kBool,
-          "Start from the last accepted step, scaled as is best for the quadratic model (eq. 32).\n"
+          "Start from the last accepted step, scaled as is best for the quadratic model (eq. "
+          "8.2).\n"
           "    The product that this takes is one of the iterations; a single one starts from 0."},
       Field<PyConjugateGradient, bool>{
           "last_residual", &PyConjugateGradient::last_residual, kBool,

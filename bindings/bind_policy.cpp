@@ -331,7 +331,7 @@ environment takes. Row i draws from stream `rng.stream + i`; `rng.counter` grows
             });
           },
           py::arg("observations"), py::arg("old_parameters"),
-          "(N,) KL(old || current) in nats, summed over action dimensions (eq. 9).")
+          "(N,) KL(old || current) in nats, summed over action dimensions (eq. 3.2).")
       .def(
           "score",
           [](const PyPolicy& self, py::handle observations, py::handle given, py::handle weights) {

@@ -108,7 +108,7 @@ Taken by `conjugate_gradient` without Python in the loop, and by scipy.sparse.li
       m, "KroneckerFactors", py::is_final(),
       R"(The Fisher information of each layer as a Kronecker product, inverted.
 
-K-FAC (Martens and Grosse 2015) with factored damping (eq. 21, 22), as a preconditioner: F stays exact,
+K-FAC (Martens and Grosse 2015) with factored damping (eq. 7.1, 7.2), as a preconditioner: F stays exact,
 and the factors may be rough.
 
 Parameters
@@ -137,7 +137,7 @@ all_columns : bool
       R"(A few conjugate gradient iterations on another Fisher matrix, that of a part of the batch.
 
 An approximate (B + damping I)^-1 r as a preconditioner (inner and outer iterations; Golub and Ye
-1999). What it is varies with r: `conjugate_gradient` knows, and is flexible (eq. 38; Notay 2000);
+1999). What it is varies with r: `conjugate_gradient` knows, and is flexible (eq. 7.5; Notay 2000);
 other solvers have to be. More damping than the outer solve's keeps it from what the part alone says;
 an update's preconditioner='subsample' is
 

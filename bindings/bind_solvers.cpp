@@ -155,7 +155,7 @@ void bind_solvers(py::module_& m) {
           "x'Ax without damping.")
       .def_property_readonly(
           "model_value", [](const CgResult& r) { return r.summary.model_value; },
-          "phi(x) = 1/2 x'(A + damping I)x - b'x, from the recurrence (eq. 31).")
+          "phi(x) = 1/2 x'(A + damping I)x - b'x, from the recurrence (eq. 8.1).")
       .def_property_readonly(
           "message", [](const CgResult& r) { return message_of(r.summary); },
           "A sentence with the numbers.")
@@ -192,9 +192,9 @@ residual_replacement : int >= 0
 progress_tolerance : float >= 0
 progress_window : int >= 1
     Stop where phi(x) fell over the last `progress_window` = k iterations by less than k times the
-    tolerance times |phi(x)| (eq. 31; Martens 2010, section 4.4, with 5e-4); 0 for never.
+    tolerance times |phi(x)| (eq. 8.1; Martens 2010, section 4.4, with 5e-4); 0 for never.
 scale_x0 : bool
-    Start at c x0 with the c that is best for phi (eq. 32), or at 0 if A has no curvature along x0; no
+    Start at c x0 with the c that is best for phi (eq. 8.2), or at 0 if A has no curvature along x0; no
     further product.
 
 Returns

@@ -380,13 +380,13 @@ void bind_update(py::module_& m) {
           "Fisher products: iterations, and one for a warm start or a closed form's residual.")
       .def_readonly(
           "residual_norm", &CgSummary::residual_norm,
-          "||g - (F + damping I) x||; of (eq. 34) with a metric. Without cg_last_residual,\n"
+          "||g - (F + damping I) x||; of (eq. 8.4) with a metric. Without cg_last_residual,\n"
           "that before the last iteration.")
       .def_property_readonly("relative_residual", &CgSummary::relative_residual,
                              "The same divided by the norm of the right-hand side.")
       .def_readonly("quadratic_form", &CgSummary::quadratic_form, "x'Fx, without damping.")
       .def_readonly("model_value", &CgSummary::model_value,
-                    "1/2 x'(F + damping D)x - g'x, which the solve minimises (eq. 31).");
+                    "1/2 x'(F + damping D)x - g'x, which the solve minimises (eq. 8.1).");
 
   py::class_<UpdateReport>(m, "UpdateReport", py::is_final(),
                            "What an update did. Parameters changed only if accepted.")
@@ -397,10 +397,11 @@ void bind_update(py::module_& m) {
       .def_property_readonly(
           "accepted", [](const UpdateReport& r) { return r.status == UpdateStatus::ACCEPTED; },
           "True if a step was taken.")
-      .def_readonly("kl", &UpdateReport::kl,
-                    "Mean KL(old || new) in nats of the accepted, or the last, candidate (eq. 9).")
+      .def_readonly(
+          "kl", &UpdateReport::kl,
+          "Mean KL(old || new) in nats of the accepted, or the last, candidate (eq. 3.2).")
       .def_readonly("improvement", &UpdateReport::improvement,
-                    "Of the surrogate by that candidate (eq. 8).")
+                    "Of the surrogate by that candidate (eq. 3.1).")
       .def_readonly("expected_improvement", &UpdateReport::expected_improvement,
                     "g'd, what the gradient predicts for the full step.")
       .def_readonly("step_fraction", &UpdateReport::step_fraction,
@@ -408,7 +409,7 @@ void bind_update(py::module_& m) {
       .def_readonly("step_scale", &UpdateReport::step_scale,
                     "What the solution is multiplied with for the full step.")
       .def_readonly("backtracks", &UpdateReport::backtracks, "Candidates rejected.")
-      .def_readonly("surrogate", &UpdateReport::surrogate, "L at the old parameters (eq. 8).")
+      .def_readonly("surrogate", &UpdateReport::surrogate, "L at the old parameters (eq. 3.1).")
       .def_readonly("gradient_norm", &UpdateReport::gradient_norm, "||g||.")
       .def_readonly("step_norm", &UpdateReport::step_norm, "||theta' - theta||; 0 unless accepted.")
       .def_readonly("entropy", &UpdateReport::entropy,
@@ -418,7 +419,7 @@ void bind_update(py::module_& m) {
           "The damping of this update's solve; 0 if there was none.")
       .def_readonly(
           "reduction_ratio", &UpdateReport::reduction_ratio,
-          "What the models were worth at the full step (eq. 35); 0 if it was not evaluated.")
+          "What the models were worth at the full step (eq. 8.5); 0 if it was not evaluated.")
       .def_property_readonly(
           "cg", [](const UpdateReport& r) { return r.direction.cg; }, "The linear solve.")
       .def_property_readonly(
@@ -443,8 +444,8 @@ void bind_update(py::module_& m) {
   py::class_<PyTrustRegionUpdate>(
       m, "TrustRegionUpdate", R"(One natural policy gradient update (TRPO; Schulman et al. 2015).
 
-It takes the gradient g = grad L (eq. 11), solves (F + damping D) x = g (eq. 15), scales x to the full step
-d = sqrt(2 max_kl / x'Fx) x (eq. 16), and searches backwards for the first fraction of d that improves the
+It takes the gradient g = grad L (eq. 3.4), solves (F + damping D) x = g (eq. 5.1), scales x to the full step
+d = sqrt(2 max_kl / x'Fx) x (eq. 5.2), and searches backwards for the first fraction of d that improves the
 surrogate and keeps KL(old || new) <= max_kl. Without a line search it is Kakade's (2002) closed-form step.
 
 Parameters
@@ -461,7 +462,7 @@ normalize_advantages : bool
 preconditioner : {'none', 'auto', 'kfac', 'subsample'}, KFac or Subsample
     The preconditioner of the conjugate gradients; a name is the class with its defaults. 'auto' is
     as accurate as cg_iterations plain ones, in less time: the first and then every 50th update solves
-    both ways, with 'kfac' until the quadratic model is as low (eq. 31); the updates between take the
+    both ways, with 'kfac' until the quadratic model is as low (eq. 8.1); the updates between take the
     faster way by a cost model, with as many products as it needed. One that cannot be built is left
     out, and the report says so.
 solver : {'auto', 'cg', 'direct', 'kronecker', 'dense', 'sample'} or ConjugateGradient

@@ -144,7 +144,7 @@ def test_equal_distances_in_parameters_are_very_different_divergences():
 
 
 def gaussian_steps(natural, size, count, data):
-    """Descents of Figure 2 by the closed form of their steps (docs/math.md, eq. 85)."""
+    """Descents of Figure 2 by the closed form of their steps (docs/math.md, eq. 11.9)."""
     m, second = data.mean(), np.mean(data**2)
     mu, sigma = 0.0, 1.0
     path = [(mu, sigma)]

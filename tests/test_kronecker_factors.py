@@ -32,7 +32,7 @@ def layer_inputs(problem):
 
 
 def kronecker_factors(problem, weights=None, empirical=False):
-    """A and S of every layer (eq. 21), S from the Jacobian's bias columns."""
+    """A and S of every layer (eq. 7.1), S from the Jacobian's bias columns."""
     twin, theta = problem.oracle, problem.theta
     inputs = layer_inputs(problem)
     A = [phi.T @ phi / len(phi) for phi in inputs]
@@ -54,7 +54,7 @@ def kronecker_factors(problem, weights=None, empirical=False):
 
 
 def inverse(problem, A, S, damping, dtype="float64"):
-    """M^-1 (eq. 22) as a dense matrix, free outputs left zero."""
+    """M^-1 (eq. 7.2) as a dense matrix, free outputs left zero."""
     P = problem.core.parameters.size
     dense, end = np.zeros((P, P)), 0
     for a, s in zip(A, S, strict=True):

@@ -63,7 +63,7 @@ def test_a_fixed_step_is_a_multiple_of_the_natural_gradient():
 
 
 def test_the_three_lengths_of_a_trust_region_are_one_up_to_convention():
-    """epsilon has the half, delta has none, radius is its root (eq. 42)."""
+    """epsilon has the half, delta has none, radius is its root (eq. 10.2)."""
     natural = np.linalg.solve(G, quadratic_jac(START))
     for options, radius in (
         ({"epsilon": 0.02}, np.sqrt(2 * 0.02)),
@@ -218,7 +218,7 @@ def test_the_fisher_operator_of_a_policy_is_a_metric():
 
 
 def test_the_metric_in_polar_coordinates_is_the_euclidean_one():
-    """Distances agree to second order: d'Gd in (r, angle), |.|² in the plane (eq. 44)."""
+    """Distances agree to second order: d'Gd in (r, angle), |.|² in the plane (eq. 10.4)."""
 
     def plane(x):
         return x[0] * np.array([np.cos(x[1]), np.sin(x[1])])
@@ -259,7 +259,7 @@ def test_algorithm_2_reaches_the_maximum_likelihood_from_samples_of_the_model():
 
 
 def test_the_empirical_fisher_matrix_is_another_one():
-    """In closed form, by the moments of standardised data (eq. 80)."""
+    """In closed form, by the moments of standardised data (eq. 11.7)."""
     family = GaussianFamily()
     for theta in ([12.0, 4.0], [0.0, 1.0]):
         z = (DATA - theta[0]) / theta[1]
@@ -516,7 +516,7 @@ def test_a_natural_gradient_is_within_90_degrees_of_the_gradient():
 
 
 def test_natural_steps_map_onto_each_other_under_linear_maps_and_gradient_steps_do_not():
-    """theta = A phi + b (eq. 81): the same iterates to 1e-10; gradients differ by A A'."""
+    """theta = A phi + b (eq. 10.5): the same iterates to 1e-10; gradients differ by A A'."""
     random = np.random.default_rng(0)
     A, b = random.normal(size=(2, 2)) + 2 * np.eye(2), random.normal(size=2)
     family = GaussianFamily()
@@ -556,7 +556,7 @@ def test_natural_steps_map_onto_each_other_under_linear_maps_and_gradient_steps_
 
 
 def test_the_error_of_a_nonlinear_reparameterisation_falls_fourfold_when_the_step_halves():
-    """(mu, sigma) and (mu, log sigma): one natural step in each (eq. 83)."""
+    """(mu, sigma) and (mu, log sigma): one natural step in each (eq. 10.7)."""
     straight, log = GaussianFamily(), GaussianFamily(log_diagonal=True)
     loss, log_loss = NegativeLogLikelihood(straight, DATA), NegativeLogLikelihood(log, DATA)
 
@@ -571,7 +571,7 @@ def test_the_error_of_a_nonlinear_reparameterisation_falls_fourfold_when_the_ste
 
 
 def test_the_natural_gradient_of_a_gaussian_grows_more_slowly_as_sigma_goes_to_zero():
-    """1 / sigma instead of 1 / sigma³ (eq. 85), for data that are not all at the mean."""
+    """1 / sigma instead of 1 / sigma³ (eq. 11.9), for data that are not all at the mean."""
     family = GaussianFamily()
     loss = NegativeLogLikelihood(family, DATA)
 

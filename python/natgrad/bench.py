@@ -195,7 +195,7 @@ class Problem:
 
 
 class _Reference:
-    """The network of a problem in NumPy, float64 (eq. 1, 12, 13)."""
+    """The network of a problem in NumPy, float64 (eq. 1.1, 4.1, 4.2)."""
 
     def __init__(self, problem: Problem) -> None:
         shape = problem.shape

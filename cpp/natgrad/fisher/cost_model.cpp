@@ -49,7 +49,7 @@ bool CostModel::adjoints_pay(const FisherShape& shape, int count) const {
   return row.adjoints < row.passes;
 }
 
-// The matrix of (eq. 20).
+// The matrix of (eq. 6.1).
 double CostModel::gram(const FisherShape& shape) const {
   const Index in = shape.layers.front().in + 1;
   return static_cast<double>(shape.rows) * padded(shape, in) * static_cast<double>(in);

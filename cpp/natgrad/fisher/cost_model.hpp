@@ -15,8 +15,8 @@
 
 namespace natgrad {
 
-// How products are made: by two passes over the batch (eq. 12, 13), by cached adjoints (eq. 18, 19), or
-// by the small matrix that a linear Gaussian policy has (eq. 20); automatic is the fastest of these.
+// How products are made: by two passes over the batch (eq. 4.1, 4.2), by cached adjoints (eq. 4.4, 4.5), or
+// by the small matrix that a linear Gaussian policy has (eq. 6.1); automatic is the fastest of these.
 enum class FisherMethod { automatic, passes, adjoints, closed_form };
 
 // How (F + damping I) x = b is solved. Either the choice is left to the cost model, among all ways or
@@ -128,7 +128,7 @@ struct CostModel {
   Constant sample_sweeps{0.3, 0.45};
 
   // Of either: one of the n^3 / 6 multiply-adds of a Cholesky factor, which is always of doubles, and a
-  // value of a softmax's root (eq. 6).
+  // value of a softmax's root (eq. 2.5).
   Constant cholesky{2.2, 1.1};
   Constant softmax_root{320, 160};
 

@@ -92,7 +92,7 @@ void DirectSolver<T>::provide_workers(const Network<T>& model, Index columns) {
 
 // Adds the rows of one tile to all blocks:
 //
-//   F[(o, i), (o', i')] += sum_n (sum_k d^k_l[n, o] d^k_m[n, o']) (h_l[n, i] h_m[n, i'])     (eq. 14)
+//   F[(o, i), (o', i')] += sum_n (sum_k d^k_l[n, o] d^k_m[n, o']) (h_l[n, i] h_m[n, i'])     (eq. 4.3)
 //
 // Everything is turned first, so that a product of two features over the rows is one of vectors.
 template <class T>
@@ -273,7 +273,7 @@ bool DirectSolver<T>::solve_dense(const Linearization<T>& network, Index columns
 
 // The upper triangle of J J' into the factor's memory. With d^k_l the adjoints and h_l the inputs,
 //
-//   (J J')[(k, n), (k', n')] = sum_l (d^k_l[n] . d^k'_l[n']) (h_l[n] . h_l[n'] + 1)          (eq. 29)
+//   (J J')[(k, n), (k', n')] = sum_l (d^k_l[n] . d^k'_l[n']) (h_l[n] . h_l[n'] + 1)          (eq. 6.4)
 //
 // Rows are ordered by k, then n, so that a row of h . h' multiplies rows of d . d' as vectors.
 template <class T>

@@ -1,9 +1,9 @@
 // (F + damping I) x = b without iterations, for F = J'J: J has a row sqrt(w_n / N) (Q_n' J_n)_k for each
 // observation n and each column k of the root of M_n, and is never made. Two forms:
 //
-//   dense   F itself from blocks of layers (eq. 14), and its Cholesky factor: few parameters
-//   sample  the Gram matrix J J' from adjoints and inputs of layers (eq. 29), and its Cholesky
-//           factor in x = (b - J'(J J' + damping I)^-1 J b) / damping (eq. 28): few observations
+//   dense   F itself from blocks of layers (eq. 4.3), and its Cholesky factor: few parameters
+//   sample  the Gram matrix J J' from adjoints and inputs of layers (eq. 6.4), and its Cholesky
+//           factor in x = (b - J'(J J' + damping I)^-1 J b) / damping (eq. 6.3): few observations
 //
 // The free outputs of an exact Fisher matrix stand outside of J: they have a diagonal of their own.
 #pragma once

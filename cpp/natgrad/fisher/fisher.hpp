@@ -1,6 +1,6 @@
 // The Fisher information of a policy on a batch, without automatic differentiation:
 //
-//   F = (1/N) sum_n w_n J_n' M_n J_n + damping I                                          (eq. 10)
+//   F = (1/N) sum_n w_n J_n' M_n J_n + damping I                                          (eq. 3.3)
 //
 // with J_n the Jacobian of the network's outputs and M_n the metric there (output_metric.hpp). A series of
 // products is planned, and then made by passes, by adjoints or in closed form:
@@ -92,19 +92,19 @@ class Fisher {
   // forbids it.
   bool solve(Solver form, const double* b, double more_damping, double* x, double* fx);
 
-  // What Kronecker factors are made of (eq. 21), from about one observation in `every`: adjoints of all
+  // What Kronecker factors are made of (eq. 7.1), from about one observation in `every`: adjoints of all
   // columns of the root of M, or of one combination of them with random signs, whose outer product
   // has the same expectation.
   void kronecker_sums(Index every, bool all_columns, KroneckerSums* sums);
   // Diagonal of F that belongs to the free outputs; without damping.
   const Buffer<double>& free_diagonal();
 
-  // F (P, P), row-major, assembled from blocks of layers (eq. 14); never by P products.
+  // F (P, P), row-major, assembled from blocks of layers (eq. 4.3); never by P products.
   void to_dense(double* out);
   void diagonal(double* out);
 
   // tr F from one pass of pull-backs: each observation's own trace is the expected squared norm of
-  // J_n' Q_n z_n for random signs z_n, which are fixed here (eq. 33). Exact where no more than one
+  // J_n' Q_n z_n for random signs z_n, which are fixed here (eq. 8.3). Exact where no more than one
   // column of Q_n reaches the layers: two actions, one mean, the empirical kind.
   double trace();
 

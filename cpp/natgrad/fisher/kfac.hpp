@@ -1,8 +1,8 @@
 // The Fisher information of each layer as a Kronecker product of two small matrices (K-FAC; Martens
 // and Grosse 2015), inverted to precondition conjugate gradients:
 //
-//   F_l ~ S_l (x) A_l,   A_l = E[phi phi'], phi = (h_{l-1}, 1),   S_l = E[sum_k d^k d^k']     (eq. 21)
-//   M^-1 V = (S_l + gamma/pi I)^-1 V (A_l + gamma pi I)^-1,   gamma^2 = 0.3 damping          (eq. 22)
+//   F_l ~ S_l (x) A_l,   A_l = E[phi phi'], phi = (h_{l-1}, 1),   S_l = E[sum_k d^k d^k']     (eq. 7.1)
+//   M^-1 V = (S_l + gamma/pi I)^-1 V (A_l + gamma pi I)^-1,   gamma^2 = 0.3 damping          (eq. 7.2)
 //
 // with V (out, in + 1) the weights and bias of layer l, and pi^2 the ratio of mean eigenvalues of A_l
 // and S_l, which shares the damping out evenly (their section 6.3). Free outputs have a diagonal block

@@ -1,7 +1,7 @@
 // The Fisher information of a linear Gaussian policy in closed form. Without hidden layers and with a
 // standard deviation that is a parameter, J_n and M factorise and
 //
-//   F = Sigma^-1 (x) G  for the weights and biases,   G = (1/N) sum_n w_n phi_n phi_n'      (eq. 20)
+//   F = Sigma^-1 (x) G  for the weights and biases,   G = (1/N) sum_n w_n phi_n phi_n'      (eq. 6.1)
 //   F = 2 mean(w) I     for log sigma
 //
 // with phi = (h_0, 1). A Cholesky factor of the small matrix G / sigma_o^2 + damping I for each output o

@@ -6,7 +6,7 @@
 
 namespace natgrad {
 
-// F v = J'(M (J v)), by a forward-mode and a reverse-mode pass over the batch (eq. 12, 13).
+// F v = J'(M (J v)), by a forward-mode and a reverse-mode pass over the batch (eq. 4.1, 4.2).
 template <class T>
 class Passes {
  public:
@@ -21,7 +21,7 @@ class Passes {
   Buffer<double> forms_;  // (N)
 };
 
-// The same by adjoints q of the root's columns, which are made once (eq. 18, 19).
+// The same by adjoints q of the root's columns, which are made once (eq. 4.4, 4.5).
 template <class T>
 class Adjoints {
  public:
@@ -29,7 +29,7 @@ class Adjoints {
   // Makes the adjoints, once until they are detached.
   void prepare(LinearizedPolicy<T>* policy, OutputMetric<T>* metric);
   void product(const double* v, double* out);
-  // sum + v'F v, from the first half of a product: the squares of the coefficients s of (eq. 18).
+  // sum + v'F v, from the first half of a product: the squares of the coefficients s of (eq. 4.4).
   double add_quadratic_form(const double* v, double sum);
 
  private:

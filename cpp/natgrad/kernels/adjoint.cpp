@@ -1,11 +1,11 @@
-// Dot products with cached adjoints, which turn a direction into coefficients (eq. 18), and sums of
-// adjoints, which turn coefficients into cotangents (eq. 19).
+// Dot products with cached adjoints, which turn a direction into coefficients (eq. 4.4), and sums of
+// adjoints, which turn coefficients into cotangents (eq. 4.5).
 //
 // Both read every adjoint once and do one multiply-add with it, so they run at the speed of the memory
 // that holds the adjoints. Where a layer is whole vectors or a few columns wide, the product computes the
 // dot products itself (Epilogue::dot).
 //
-// Inner products of Khatri-Rao rows make a dense Fisher matrix (eq. 14). A row is the product of two
+// Inner products of Khatri-Rao rows make a dense Fisher matrix (eq. 4.3). A row is the product of two
 // features over a tile of observations, so that its vectors are full as well.
 #include "natgrad/kernels/kernels.hpp"
 #include "natgrad/kernels/lanes.hpp"

@@ -1,9 +1,9 @@
 // Adjoints of a batch, kept for a series of products with its Jacobian: `columns` cotangents q^k_n of each
 // observation are pulled back through all layers once. A product is then
 //
-//   s_nk = <J_n' q^k_n, v> = sum_l d^k_l[n] . (dW_l h_{l-1}[n] + db_l)                      (eq. 18)
+//   s_nk = <J_n' q^k_n, v> = sum_l d^k_l[n] . (dW_l h_{l-1}[n] + db_l)                      (eq. 4.4)
 //   g    = sum_n sum_k s_nk J_n' q^k_n:  d_l[n] = sum_k s_nk d^k_l[n],
-//          g_W_l += d_l' h_{l-1},  g_b_l += colsum(d_l)                                     (eq. 19)
+//          g_W_l += d_l' h_{l-1},  g_b_l += colsum(d_l)                                     (eq. 4.5)
 //
 // with two of the four matrix products of a layer.
 #pragma once

@@ -1,8 +1,8 @@
 // A linear Gaussian policy on a batch: no hidden layers, and standard deviations that are parameters.
 // Log probabilities and their gradient then need no more than inputs phi_n = (h_0, 1) and residuals,
 //
-//   e_n = a_n - mu_n,        log p(a_n) = -1/2 sum_o (e_no / sigma_o)^2 + ...             (eq. 2)
-//   e_n(theta + d) = e_n - (dW, db) phi_n                                                 (eq. 86)
+//   e_n = a_n - mu_n,        log p(a_n) = -1/2 sum_o (e_no / sigma_o)^2 + ...             (eq. 2.1)
+//   e_n(theta + d) = e_n - (dW, db) phi_n                                                 (eq. 6.2)
 //
 // which are kept in bundles of rows (kernels/bundles.cpp). A candidate costs one product, and its
 // divergence the squares of what the means have moved; no mean is the difference of two others.

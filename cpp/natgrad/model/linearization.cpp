@@ -233,7 +233,7 @@ void Linearization<T>::push_layer(std::size_t l, Index first, Matrix<const T> dh
   multiply_layer(*network_, l, p);
 }
 
-// u_l = dh_{l-1} W_l' + h_{l-1} dW_l' + db_l,  dh_l = act'(z_l) * u_l                     (eq. 12)
+// u_l = dh_{l-1} W_l' + h_{l-1} dW_l' + db_l,  dh_l = act'(z_l) * u_l                     (eq. 4.1)
 template <class T>
 Matrix<const T> Linearization<T>::forward_mode(const Tile& tile, Worker* worker) const {
   Matrix<const T> dh{};  // the observations do not depend on theta
@@ -269,7 +269,7 @@ void Linearization<T>::pull_back(std::size_t l, Index first, Matrix<const T> d, 
   kernels::active<T>().multiply(p);
 }
 
-// Adds the gradients of all layers.                                                       (eq. 13)
+// Adds the gradients of all layers.                                                       (eq. 4.2)
 template <class T>
 void Linearization<T>::reverse_mode(const Tile& tile, Matrix<T> d, Worker* worker) const {
   for (std::size_t l = network_->layers().size(); l-- > 0;) {

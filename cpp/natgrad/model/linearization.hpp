@@ -1,8 +1,8 @@
 // A network at one parameter vector on one batch: its activations, and the two products with its Jacobian
 // that everything else is made of.
 //
-//   u_n = J_n v                Jacobian-vector product, forward mode            (eq. 12)
-//   g   = sum_n J_n' d_n       vector-Jacobian product, reverse mode            (eq. 13)
+//   u_n = J_n v                Jacobian-vector product, forward mode            (eq. 4.1)
+//   g   = sum_n J_n' d_n       vector-Jacobian product, reverse mode            (eq. 4.2)
 //
 // What else is computed from the same passes has files of its own: cached_adjoints.hpp, batch_sums.hpp.
 #pragma once
@@ -103,7 +103,7 @@ class Linearization {
   // direction, and through the epilogue; without dh its term is left out. `dots` is for Epilogue::dot.
   void push_layer(std::size_t l, Index first, Matrix<const T> dh, Matrix<T> u, Epilogue epilogue,
                   const kernels::Adjoints<T>* dots = nullptr) const;
-  // d_{l-1} = (d_l W_l) * act'(z_{l-1}) for l > 0 (eq. 13). Row i of d belongs to observation
+  // d_{l-1} = (d_l W_l) * act'(z_{l-1}) for l > 0 (eq. 4.2). Row i of d belongs to observation
   // first + every i.
   void pull_back(std::size_t l, Index first, Matrix<const T> d, Matrix<T> below,
                  Index every = 1) const;

@@ -97,7 +97,7 @@ void Tiles<T>::for_each_of(int shard, int shards, F f) const {
 }
 
 // The gradient of a sum over the batch, for all layers: g_W_l = sum d_l' h_{l-1}, g_b_l = colsum(d_l)
-// (eq. 13), tile by tile in the accumulator of each shard and at last over the shards.
+// (eq. 4.2), tile by tile in the accumulator of each shard and at last over the shards.
 template <class T>
 class GradientSums {
  public:

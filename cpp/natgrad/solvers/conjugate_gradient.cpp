@@ -82,7 +82,7 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
     squared_residual = dot(r, r, n);
   } else {
     product_of_x();
-    if (options.scale_start) {  // by c = b'x / x'(A + damping I)x                      (eq. 32)
+    if (options.scale_start) {  // by c = b'x / x'(A + damping I)x                      (eq. 8.2)
       const double curvature = sum(n, [=](Index i) { return x[i] * (ax[i] + damping * x[i]); });
       const double c = dot(b, x, n) / curvature;
       const bool usable = curvature > 0 && std::isfinite(curvature) && std::isfinite(c);
@@ -141,7 +141,7 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
     }
     if (summary.iterations > 0) {
       const double beta =
-          options.flexible ? -dot(z, q, n) / summary.curvature : rho / previous;  // (eq. 38)
+          options.flexible ? -dot(z, q, n) / summary.curvature : rho / previous;  // (eq. 7.5)
       for (Index i = 0; i < n; ++i) p[i] = z[i] + beta * p[i];
     } else {
       std::copy_n(z, n, p);
@@ -165,7 +165,7 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
       break;
     }
     ++summary.iterations;
-    summary.model_value -= 0.5 * alpha * rho;  // exactly the gain of a step along p      (eq. 31)
+    summary.model_value -= 0.5 * alpha * rho;  // exactly the gain of a step along p      (eq. 8.1)
     if (last) {
       for (Index i = 0; i < n; ++i) x[i] += alpha * p[i];
       unapplied = alpha * (dot(p, b, n) - dot(p, r, n)) + alpha * alpha * summary.curvature;

@@ -10,8 +10,8 @@
 //     of one more product (van der Vorst and Ye 2000).
 //  4. x'Ax comes from x'(b - r) - damping x'x, without a product.
 //  5. The quadratic model phi(x) = 1/2 x'(A + damping I)x - b'x is tracked without a product, and the
-//     iteration may stop when it hardly falls any more (eq. 31; Martens 2010, section 4.4).
-//  6. A start x0 may be scaled by the factor that minimises phi (eq. 32), without another product.
+//     iteration may stop when it hardly falls any more (eq. 8.1; Martens 2010, section 4.4).
+//  6. A start x0 may be scaled by the factor that minimises phi (eq. 8.2), without another product.
 //  7. The last of `max_iterations` may use the number p'Ap instead of the product A p, which is otherwise
 //     needed only for the next residual.
 //  8. A preconditioner may vary from one residual to the next. Each direction is then made conjugate to

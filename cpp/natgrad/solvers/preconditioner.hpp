@@ -33,7 +33,7 @@ class DiagonalPreconditioner : public Preconditioner {
 };
 
 // Randomised Nystrom preconditioner (Frangella, Tropp and Udell, "Randomized Nystrom preconditioning",
-// SIAM J. Matrix Anal. Appl. 2023, algorithms 2.1 and 5.1; eq. 23): with A ~ U diag(l) U' of the given rank,
+// SIAM J. Matrix Anal. Appl. 2023, algorithms 2.1 and 5.1; eq. 7.4): with A ~ U diag(l) U' of the given rank,
 //
 //   M^-1 = (l_min + damping) U (diag(l) + damping)^-1 U' + (I - U U')
 //

@@ -109,7 +109,7 @@ bool DirectionSolver::solve_directly(const System& system, double* x, DirectionR
 }
 
 // With Kronecker factors if they were as accurate in less time when both ways were tried last. The errors
-// of two solutions of one system compare as the quadratic model's values there (eq. 31), which cost
+// of two solutions of one system compare as the quadratic model's values there (eq. 8.1), which cost
 // nothing; times compare by the cost models, so that results do not depend on how fast the machine is.
 void DirectionSolver::solve_automatically(const System& system, double* x,
                                           DirectionReport* report) {
@@ -174,7 +174,7 @@ Preconditioner* DirectionSolver::precondition(const System& system,
 // Conjugate gradients from the last step or from 0. A metric D becomes the identity in the coordinates
 // y = D^1/2 x:
 //
-//   (D^-1/2 F D^-1/2 + damping I) y = D^-1/2 g                                            (eq. 34)
+//   (D^-1/2 F D^-1/2 + damping I) y = D^-1/2 g                                            (eq. 8.4)
 CgSummary DirectionSolver::iterate(const System& system, int iterations, double goal,
                                    Preconditioner* preconditioner, double* x) {
   const Index n = system.n;

@@ -1,4 +1,4 @@
-// The direction of a natural gradient step: (F + damping D) x = g                          (eq. 15)
+// The direction of a natural gradient step: (F + damping D) x = g                          (eq. 5.1)
 //
 // What one solve leaves for the next is kept here: an adapted damping, the step from which a warm start
 // begins, and which way an automatic choice found faster.
@@ -17,7 +17,7 @@ struct FixedDamping {
   double value = 0.1;  // the custom of all implementations since Schulman et al. (2015)
   std::vector<double> metric = {};
 };
-// factor tr(F) / P, which does not depend on the scale of F (eq. 33).
+// factor tr(F) / P, which does not depend on the scale of F (eq. 8.3).
 struct TraceDamping {
   double factor = 0.1;
 };
@@ -31,7 +31,7 @@ struct AdaptiveDamping {
 using Damping = std::variant<FixedDamping, TraceDamping, AdaptiveDamping>;
 
 // Conjugate gradients stop where the quadratic model fell by less than tolerance per iteration, relative
-// to its value, on average over the last iterations of a window (eq. 31; Martens 2010, section 4.4).
+// to its value, on average over the last iterations of a window (eq. 8.1; Martens 2010, section 4.4).
 struct Progress {
   double tolerance = 0.01;
   int window = 3;
@@ -43,7 +43,7 @@ struct ConjugateGradient {
   double rtol = 1e-10;  // stop at ||r|| <= max(rtol ||g||, atol)
   double atol = 0;
   std::optional<Progress> stop;
-  bool warm_start = false;  // from the last step, scaled (eq. 32); costs one of the iterations
+  bool warm_start = false;  // from the last step, scaled (eq. 8.2); costs one of the iterations
   // Whether the residual is measured after the last iteration, too. If not, half of that product is
   // enough for the same x, and the report has the residual before it.
   bool last_residual = true;
@@ -78,7 +78,7 @@ class DirectionSolver {
   // in place; the next warm start begins from what stands there.
   double* solve(Curvature& f, const double* g, double terms, DirectionReport* report);
   // What the next solve takes over from this one: whether its step was taken, and what the quadratic
-  // model was worth (eq. 35; 0 if unknown).
+  // model was worth (eq. 8.5; 0 if unknown).
   void learn(bool accepted, double reduction_ratio);
 
   // The adapted damping; of an automatic preconditioner, what the better way took and when both are tried

@@ -16,7 +16,7 @@ class Problem {
   // Dimensions of an action, over which divergences are summed.
   virtual Index action_dimensions() const = 0;
 
-  // g (P) = grad L at the present parameters (eq. 11), and what the report says of them. False if there is
+  // g (P) = grad L at the present parameters (eq. 3.4), and what the report says of them. False if there is
   // nothing to follow; the report then says why.
   virtual bool linearize(double* g, UpdateReport* report) = 0;
   // The norm that rounding alone could give g.

@@ -39,7 +39,7 @@ struct UpdateReport {
   double gradient_norm = 0;
   double step_norm = 0;  // of the step taken; 0 unless accepted
   // What the model was worth at the full step: the smaller of improvement / g'd and 1/2 d'Fd / kl
-  // (eq. 35). It is 0 if that step could not be evaluated.
+  // (eq. 8.5). It is 0 if that step could not be evaluated.
   double reduction_ratio = 0;
   DirectionReport direction;  // how the system was solved
   UpdateTimings timings;

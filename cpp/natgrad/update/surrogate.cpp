@@ -31,7 +31,7 @@ bool prepare_advantages(const double* in, Index count, bool normalize, double* o
 
 }  // namespace
 
-// grad L = (1/N) sum_n ratio_n A_n grad log pi(a_n | s_n)                                  (eq. 11)
+// grad L = (1/N) sum_n ratio_n A_n grad log pi(a_n | s_n)                                  (eq. 3.4)
 template <class T>
 void Surrogate<T>::attach(const Policy<T>& policy, const Batch<T>& batch, bool normalize_advantages,
                           double* g) {

@@ -1,7 +1,7 @@
 // The surrogate objective of a policy update and its constraint, on one batch:
 //
-//   L(theta) = (1/N) sum_n ratio_n A_n,   ratio_n = pi_theta(a_n | s_n) / mu(a_n | s_n)     (eq. 8)
-//   KL       = (1/N) sum_n KL(pi_old(. | s_n) || pi_theta(. | s_n))                         (eq. 9)
+//   L(theta) = (1/N) sum_n ratio_n A_n,   ratio_n = pi_theta(a_n | s_n) / mu(a_n | s_n)     (eq. 3.1)
+//   KL       = (1/N) sum_n KL(pi_old(. | s_n) || pi_theta(. | s_n))                         (eq. 3.2)
 //
 // where pi_old is the policy before the update and mu the one that chose the actions.
 #pragma once

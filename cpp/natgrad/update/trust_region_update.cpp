@@ -21,15 +21,15 @@ UpdateReport TrustRegionUpdate::operator()(Problem& problem) {
   UpdateReport report;
   Stopwatch watch, total;
 
-  // Gradient: g = grad L(theta)                                                           (eq. 11)
+  // Gradient: g = grad L(theta)                                                           (eq. 3.4)
   const bool found = find_gradient(problem, g, &report);
   report.timings.gradient = watch.lap();
   if (found) {
-    // Direction: (F + damping D) x = g                                                    (eq. 15)
+    // Direction: (F + damping D) x = g                                                    (eq. 5.1)
     double* const x = direction_.solve(problem.curvature(), g, terms, &report.direction);
     report.timings.solve = watch.lap();
 
-    // Length: d = sqrt(2 delta / x'Fx) x                                                  (eq. 16)
+    // Length: d = sqrt(2 delta / x'Fx) x                                                  (eq. 5.2)
     if (find_length(x, n, &report)) {
       // Search: theta' = theta + fraction d, for the first acceptable fraction.
       const LineSearchSummary search = this->search(problem, terms, x, &report);
@@ -78,7 +78,7 @@ LineSearchSummary TrustRegionUpdate::search(Problem& problem, double terms, cons
     Candidate candidate = problem.evaluate(fraction, step);
     candidate.kl /= terms;
     const double ratio = std::min(candidate.improvement / report->expected_improvement,
-                                  expected_kl / candidate.kl);  //                      (eq. 35)
+                                  expected_kl / candidate.kl);  //                      (eq. 8.5)
     if (fraction == 1 && candidate.finite() && std::isfinite(ratio)) {
       report->reduction_ratio = ratio;
     }

@@ -150,7 +150,7 @@ void keep_adjoints(Linearization<T>* network, CachedAdjoints<T>* adjoints) {
   });
 }
 
-// out = G v                                                                                (eq. 17)
+// out = G v                                                                                (eq. 9.1)
 template <class T>
 void curvature_product(Linearization<T>* network, CachedAdjoints<T>* adjoints, const double* v,
                        double* out) {

@@ -115,7 +115,7 @@ class _OfCore(Family):
 class CategoricalFamily(_OfCore):
     """One of n values; theta (n,) are its logits, up to an additive constant.
 
-    Samples are int64 (N,). Its Fisher matrix has rank n - 1 (docs/math.md, eq. 6).
+    Samples are int64 (N,). Its Fisher matrix has rank n - 1 (docs/math.md, eq. 2.5).
     """
 
     def __init__(self, n: int) -> None:
@@ -123,7 +123,7 @@ class CategoricalFamily(_OfCore):
 
 
 class BernoulliFamily(_OfCore):
-    """n independent bits; theta (n,) are the logits of ones (docs/math.md, eq. 7).
+    """n independent bits; theta (n,) are the logits of ones (docs/math.md, eq. 2.6).
 
     Samples are (N, n), or (N,) where n is 1. With n = 1 it is the softmax of one parameter.
     """
@@ -176,7 +176,7 @@ class GaussianFamily(Family):
         return np.asarray(-0.5 * np.einsum("ni,ni->n", z, z) - constant)
 
     def score(self, theta: ArrayLike, x: ArrayLike) -> Doubles:
-        """(N, P), docs/math.md, eq. 45."""
+        """(N, P), docs/math.md, eq. 11.2."""
         mu, L = self.mean_and_factor(theta)
         z = self._standardized(mu, L, x)
         pulled = z @ np.linalg.inv(L)  # rows L^-T z
@@ -185,7 +185,7 @@ class GaussianFamily(Family):
         return np.hstack([pulled, by_factor]) * self._chart(L)
 
     def fisher(self, theta: ArrayLike) -> Doubles:
-        """(P, P), docs/math.md, eq. 46."""
+        """(P, P), docs/math.md, eq. 11.3."""
         _, L = self.mean_and_factor(theta)
         inverse = np.linalg.inv(L)
         precision = inverse.T @ inverse
@@ -199,7 +199,7 @@ class GaussianFamily(Family):
         return F * np.outer(chart, chart)
 
     def kl(self, theta: ArrayLike, other: ArrayLike) -> float:
-        """KL(p_theta || p_other) in nats, docs/math.md, eq. 47."""
+        """KL(p_theta || p_other) in nats, docs/math.md, eq. 11.4."""
         mu, L = self.mean_and_factor(theta)
         new_mu, new_L = self._unpack(self._coordinates(other, "other"))
         M = np.linalg.solve(new_L, L - new_L)  # the change of L in units of new_L
@@ -222,7 +222,7 @@ class GaussianFamily(Family):
         return float(np.sqrt(((mu - new_mu) ** 2).sum() + ((L - new_L @ U @ Vt) ** 2).sum()))
 
     def wasserstein_metric(self, theta: ArrayLike) -> Doubles:
-        """G with d'Gd = W2(theta, theta + d)² to second order: (P, P), docs/math.md, eq. 48."""
+        """G with d'Gd = W2(theta, theta + d)² to second order: (P, P), docs/math.md, eq. 11.5."""
         _, L = self.mean_and_factor(theta)
         G = np.eye(self.size)
         eigenvalues, U = np.linalg.eigh(L @ L.T)
@@ -292,7 +292,7 @@ class BetaFamily(Family):
         return self._statistics(x) - self._expected_statistics(self._coordinates(theta))
 
     def fisher(self, theta: ArrayLike) -> Doubles:
-        """(2, 2), docs/math.md, eq. 49."""
+        """(2, 2), docs/math.md, eq. 11.6."""
         theta = self._coordinates(theta)
         trigamma = self._special.polygamma(1, theta)
         return np.asarray(np.diag(trigamma) - self._special.polygamma(1, theta.sum()))

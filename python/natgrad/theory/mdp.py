@@ -31,7 +31,7 @@ class MDP:
     """A finite Markov decision process.
 
     The return of a policy is the expected sum of `horizon` rewards, the discounted sum of all
-    rewards, or, with neither horizon nor discount, the average reward of a step (eq. 60).
+    rewards, or, with neither horizon nor discount, the average reward of a step (eq. 12.1).
 
     A policy is a table (S, A) of probabilities, or a `natgrad.Policy` with `Categorical(A)` that
     observes the features of a state.
@@ -91,7 +91,7 @@ class MDP:
         return table
 
     def evaluate(self, policy: PolicyLike) -> "PolicyEvaluation":
-        """What a policy returns, where it goes and what its actions are worth (eq. 60 to 62).
+        """What a policy returns, where it goes and what its actions are worth (eq. 12.1 to 12.3).
 
         Raises:
             ValueError: the policy does not fit; for the average reward, it leads to several classes
@@ -134,7 +134,7 @@ class MDP:
         return PolicyEvaluation(self, table, value, values, occupancy, advantages, following)
 
     def gradient(self, policy: Policy) -> NDArray[Any]:
-        """(P,) gradient of the return with respect to the parameters (eq. 64)."""
+        """(P,) gradient of the return with respect to the parameters (eq. 12.5)."""
         at = self.evaluate(policy)
         states, actions = at.probabilities.shape
         return policy.score(
@@ -144,7 +144,7 @@ class MDP:
         )
 
     def fisher(self, policy: Policy, damping: float = 0.0) -> _core.Fisher:
-        """Exact Fisher matrix per decision, (P, P), over the states where the policy goes (eq. 65).
+        """Exact Fisher matrix per decision, (P, P), over the states where the policy goes (eq. 12.6).
 
         The Fisher matrix of a trajectory is `evaluate(policy).decisions` times as large.
         """
@@ -225,14 +225,14 @@ class PolicyEvaluation:
         return divergence
 
     def trajectory_kl(self, policy: PolicyLike) -> float:
-        """KL between the distributions of trajectories: `decisions` times the mean KL (eq. 66).
+        """KL between the distributions of trajectories: `decisions` times the mean KL (eq. 12.7).
 
         With a discount, an episode ends after each step with probability 1 - discount.
         """
         return float(self.visits @ self.kl(policy))
 
     def surrogate(self, policy: PolicyLike) -> float:
-        """L: the return of the other policy if it visited the same states as this one (eq. 67).
+        """L: the return of the other policy if it visited the same states as this one (eq. 13.1).
 
         At this policy it has the value and gradient of the return.
         """
@@ -240,7 +240,7 @@ class PolicyEvaluation:
 
     @cached_property
     def penalty(self) -> float:
-        """C in L - C max KL (eq. 70); Schulman et al. 2015, equation 9.
+        """C in L - C max KL (eq. 13.4); Schulman et al. 2015, equation 9.
 
         Raises:
             ValueError: for the average reward, where there is no such bound.
@@ -250,12 +250,12 @@ class PolicyEvaluation:
         return 4 * delay * float(np.abs(self.advantages).max())
 
     def lower_bound(self, policy: PolicyLike) -> float:
-        """L - C max KL: at most the return of the other policy, and equal at this one (eq. 70)."""
+        """L - C max KL: at most the return of the other policy, and equal at this one (eq. 13.4)."""
         penalty = self.penalty * float(self.kl(policy).max()) if self.penalty else 0.0
         return self.surrogate(policy) - penalty
 
     def mean_lower_bound(self, policy: PolicyLike) -> float:
-        """A bound by the mean total variation over the states of this policy (eq. 71).
+        """A bound by the mean total variation over the states of this policy (eq. 13.5).
 
         It is corollary 1 of Achiam et al. 2017.
 
@@ -270,7 +270,7 @@ class PolicyEvaluation:
         return self.surrogate(policy) - gain * elsewhere
 
     def maximise_lower_bound(self) -> Floats:
-        """(S, A), the table for which `lower_bound` is largest (eq. 73).
+        """(S, A), the table for which `lower_bound` is largest (eq. 13.7).
 
         It is this policy where no action is better, and deterministic where no decision follows.
         """
@@ -310,7 +310,7 @@ class PolicyEvaluation:
 def minorise_maximise(mdp: MDP, policy: PolicyLike) -> Iterator[PolicyEvaluation]:
     """Yields a policy's evaluation, then those of its successors, whose returns never fall.
 
-    The successor of a table is the maximiser of its lower bound (eq. 73). A network moves along its
+    The successor of a table is the maximiser of its lower bound (eq. 13.7). A network moves along its
     natural gradient; the last step is doubled or halved as long as the bound grows. The parameters
     of `policy` are then those of the last evaluation.
 
@@ -350,7 +350,7 @@ def _step_within_bound(mdp: MDP, at: PolicyEvaluation, policy: Policy, length: f
 def _best_within(
     p: Floats, behind: Floats, spread: Floats, divergence: Any
 ) -> tuple[Floats, Floats, Floats]:
-    """The tables with the largest gain within a divergence from p in every state (eq. 72).
+    """The tables with the largest gain within a divergence from p in every state (eq. 13.6).
 
     Args:
         p: (S, A) probabilities.

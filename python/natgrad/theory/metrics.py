@@ -25,7 +25,7 @@ def euclidean(x: ArrayLike) -> Doubles:
 
 
 def polar(x: ArrayLike) -> Doubles:
-    """The Euclidean plane in polar coordinates x = (r, angle): diag(1, r²), docs/math.md, eq. 44.
+    """The Euclidean plane in polar coordinates x = (r, angle): diag(1, r²), docs/math.md, eq. 10.4.
 
     Raises:
         ValueError: x is not a pair.
@@ -58,7 +58,7 @@ def empirical_fisher(family: Family, data: ArrayLike) -> Metric:
     """The mean outer product of the scores of data, as `family.log_prob` takes them.
 
     It is the Fisher metric only where the data look as if they came from the model (Kunstner et
-    al. 2019); docs/math.md, eq. 80, says how far off it is for a Gaussian.
+    al. 2019); docs/math.md, eq. 11.7, says how far off it is for a Gaussian.
     """
     kept = np.array(data)
     return lambda x: _mean_outer_product(family.score(x, kept))

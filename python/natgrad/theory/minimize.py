@@ -192,7 +192,7 @@ class BacktrackingStep(_Step):
 
 @dataclass(frozen=True)
 class TrustRegionStep(_Step):
-    """d = G^-1 g, scaled to a given length in the metric (docs/math.md, eq. 42).
+    """d = G^-1 g, scaled to a given length in the metric (docs/math.md, eq. 10.2).
 
     One of three arguments gives the length, since documents differ (docs/conventions.md):
 
@@ -266,7 +266,7 @@ def minimize(
     cg_iterations: int | None = None,
     callback: Callable[["OptimizeResult"], object] | None = None,
 ) -> "OptimizeResult":
-    """Natural gradient descent: x - beta G(x)^-1 grad fun(x) (docs/math.md, eq. 41).
+    """Natural gradient descent: x - beta G(x)^-1 grad fun(x) (docs/math.md, eq. 10.1).
 
     Args:
         fun: function of x (P,) to minimise; returns a number, infinite where x is out of bounds.

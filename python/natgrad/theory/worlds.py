@@ -133,7 +133,7 @@ class LineWorld(_OneDimensional):
         return -state * state - push * push, state + push
 
     def expected_return(self, mean: float, std: float) -> float:
-        """J of unclipped moves from N(mean, std^2) in every state (eq. 75)."""
+        """J of unclipped moves from N(mean, std^2) in every state (eq. 14.2)."""
         squares, ones = self._coefficients()
         return -(squares * mean**2 + ones * std**2)
 
@@ -192,12 +192,12 @@ class LinearQuadratic(_OneDimensional):
         return min(max(state, -self.LIMIT), self.LIMIT)
 
     def second_moments(self, gain: float, std: float) -> Floats:
-        """(H,) E x_t^2 under u ~ N(gain x, std^2), unclipped (eq. 76)."""
+        """(H,) E x_t^2 under u ~ N(gain x, std^2), unclipped (eq. 14.3)."""
         moments: Floats = self._moments(gain, std)[0]
         return moments
 
     def expected_return(self, gain: float, std: float) -> float:
-        """J under u ~ N(gain x, std^2), unclipped (eq. 77)."""
+        """J under u ~ N(gain x, std^2), unclipped (eq. 14.4)."""
         m = self.second_moments(gain, std)
         return -float((m + self.action_cost * (gain**2 * m + std**2)).sum())
 
@@ -214,7 +214,7 @@ class LinearQuadratic(_OneDimensional):
         )
 
     def fisher(self, gain: float, std: float) -> Floats:
-        """(2, 2) Fisher matrix per decision of u ~ N(gain x, std^2) in (gain, std) (eq. 78)."""
+        """(2, 2) Fisher matrix per decision of u ~ N(gain x, std^2) in (gain, std) (eq. 14.5)."""
         return np.diag([self.second_moments(gain, std).mean() / std**2, 2 / std**2])
 
     def _moments(self, gain: float, std: float) -> Floats:

@@ -1,6 +1,6 @@
 // Independent binary variables: K = n logits.
 //
-//   s = p (1 - p),   M = diag(s)                                                            (eq. 7)
+//   s = p (1 - p),   M = diag(s)                                                            (eq. 2.6)
 #pragma once
 
 #include "natgrad/base/random.hpp"

@@ -3,7 +3,7 @@
 // the bounds (Chou, Maturana and Scherer, "Improving stochastic policy gradients in continuous control
 // with deep reinforcement learning using the Beta distribution", ICML 2017). Actions are u of bounds.hpp.
 //
-//   s = (l11, l21, l22),   M = L L'  per dimension                                         (eq. 57)
+//   s = (l11, l21, l22),   M = L L'  per dimension                                         (eq. 2.14)
 #pragma once
 
 #include "natgrad/model/distributions/bounds.hpp"
@@ -41,7 +41,7 @@ struct Beta {
     return sum;
   }
 
-  // The Bregman divergence of log B, from remainders of second order                      (eq. 58)
+  // The Bregman divergence of log B, from remainders of second order                      (eq. 2.15)
   template <class T>
   double kl(const T* old_y, const T* y) const {
     double kl = 0;

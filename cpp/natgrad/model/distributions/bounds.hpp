@@ -8,7 +8,7 @@
 
 namespace natgrad {
 
-// Actions in a box, a = low + (high - low) (1 + tanh u) / 2 per dimension (eq. 50). A number a near a bound
+// Actions in a box, a = low + (high - low) (1 + tanh u) / 2 per dimension (eq. 2.7). A number a near a bound
 // has lost its distance to the bound to rounding; u has not. Densities are those of a.
 struct Bounds {
   std::vector<double> low, high;
@@ -28,7 +28,7 @@ struct Bounds {
     for (std::size_t i = 0; i < low.size(); ++i) sum += std::log(high[i] - low[i]);
     return sum;
   }
-  // log |da/du|                                                                             (eq. 51)
+  // log |da/du|                                                                             (eq. 2.8)
   template <class T>
   double log_volume(const T* u) const {
     double sum = log_width();

@@ -1,6 +1,6 @@
 // One or several independent categorical variables: K logits, one variable after the other.
 //
-//   s = p,   M = diag(p) - p p'  per variable                                               (eq. 6)
+//   s = p,   M = diag(p) - p p'  per variable                                               (eq. 2.5)
 #pragma once
 
 #include <algorithm>

@@ -1,6 +1,6 @@
 // Independent normal variables: K = 2 n, means, then log standard deviations.
 //
-//   s = (1 / sigma^2, 2),   M = diag(s)                                                     (eq. 5)
+//   s = (1 / sigma^2, 2),   M = diag(s)                                                     (eq. 2.4)
 #pragma once
 
 #include <algorithm>

@@ -11,7 +11,7 @@ namespace natgrad {
 struct SquashedGaussian : DiagonalGaussian {
   Bounds bounds;
 
-  // The density of the action between the bounds (eq. 52).
+  // The density of the action between the bounds (eq. 2.9).
   template <class T>
   double log_prob(const T* y, const T* u) const {
     return DiagonalGaussian::log_prob(y, u) - bounds.log_volume(u);
@@ -22,7 +22,7 @@ struct SquashedGaussian : DiagonalGaussian {
     return DiagonalGaussian::entropy(y) + expected_log_volume(y);
   }
 
-  // E log |da/du| (eq. 55) has no closed form. The trapezoidal rule converges exponentially, with
+  // E log |da/du| (eq. 2.12) has no closed form. The trapezoidal rule converges exponentially, with
   // log(1 - tanh^2) analytic within pi/2 of the real line: its error is exp(-pi^2 / (sigma step)).
   // Beyond sigma = 64 the step is no longer shortened and the relative error may reach 1e-6.
   template <class T>

@@ -58,7 +58,7 @@ def line_agent(method: str, seed: int, updates: int = LINE_UPDATES, standardized
         else:
             scores = np.stack([noise.sum(axis=1), (noise**2 - 1).sum(axis=1)]) / std
             step = LINE_STEP * (scores * returns).mean(axis=1)
-            if method == "natural":  # with the Fisher matrix of a decision (eq. 75)
+            if method == "natural":  # with the Fisher matrix of a decision (eq. 14.2)
                 step *= [std**2, std**2 / 2]
             mean, std = mean + step[0], std + step[1]
         std = max(std, LEAST_STD)
@@ -132,7 +132,7 @@ def plateau_flow(natural: bool, begin: Doubles = STAY) -> tuple[Doubles, Doubles
 
 
 def plateau_constant(theta: Doubles) -> float:
-    """K, which the gradient flow does not change (eq. 74)."""
+    """K, which the gradient flow does not change (eq. 14.1)."""
     return float(theta @ [1, 1] + np.exp(-theta) @ [-4, 2])
 
 
@@ -411,7 +411,7 @@ PICTURES = (
             f"Ten agents each from μ = {MEAN:g}, σ = {STD:g}; {EPISODES} episodes of "
             f"{LINE.horizon} decisions an update; step {LINE_STEP}; gradients of the whole "
             "trajectory's score with standardised returns, the Fisher matrix of one decision; "
-            f"σ at least {LEAST_STD}. Returns are expected ones, in closed form (eq. 75). "
+            f"σ at least {LEAST_STD}. Returns are expected ones, in closed form (eq. 14.2). "
             f"Green: natgrad.TrustRegionUpdate with max_kl = {LINE_STEP}, in (μ, log σ)."
         ),
         deviation=(
@@ -433,7 +433,7 @@ PICTURES = (
             "it learns in a state by the time spent there. It learns to stay in the first, so it "
             "is hardly ever in the second, whose probability falls to 1.3e-6, so it cannot learn "
             "to stay there, and the reward stands at 1 for a time of e^K/4, whose exponent is a "
-            "constant of the flow (eq. 74). The natural gradient has no such weights; it arrives "
+            "constant of the flow (eq. 14.1). The natural gradient has no such weights; it arrives "
             "a million times earlier, and is never in the second state for less than 0.058 of "
             "the time."
         ),
@@ -465,7 +465,7 @@ PICTURES = (
         settings=(
             "x' = 0.7 x + u + noise of unit variance, cost x², 20 steps, from x of unit variance; "
             "u is drawn from exp(s₁θ₁u² + s₂θ₂xu) with s₁θ₁ = s₂θ₂ = -0.8 to begin with. Exact "
-            f"gradients of the mean reward and Fisher matrices per decision (eq. 76 to 78), "
+            f"gradients of the mean reward and Fisher matrices per decision (eq. 14.3 to 14.5), "
             f"{SYSTEM_STEPS} steps of size {SYSTEM_RATE}. The best cost is 20, that of the noise; "
             "the star is the policy that has it, u = -0.7 x."
         ),
@@ -492,8 +492,8 @@ PICTURES = (
         settings=(
             "The two states with a discount of 0.9, from the uniform policy, towards the maximiser "
             "of the bound, at 1, and beyond; at two scales. Right: exact maximisers of the "
-            f"bound (eq. 73), and natural steps of {BOUND_KL} nats with exact gradients, Fisher "
-            "matrices and line searches (eq. 16). The best return is 18."
+            f"bound (eq. 13.7), and natural steps of {BOUND_KL} nats with exact gradients, Fisher "
+            "matrices and line searches (eq. 5.2). The best return is 18."
         ),
         deviation=(
             "The article's formulas are missing from its text. It says that the step is "
@@ -518,7 +518,7 @@ PICTURES = (
         settings=(
             "Five states in a ring, three actions, a network with eight hidden units over two "
             f"features. Left: a change of fixed length. Right: horizon {TRAJECTORY_HORIZON}. All "
-            "numbers are exact (eq. 65, 66)."
+            "numbers are exact (eq. 12.6, 12.7)."
         ),
         deviation=(
             "The slides' summary drops the half and the 1/H that their derivation has; without "
