@@ -144,7 +144,7 @@ class MDP:
         )
 
     def fisher(self, policy: Policy, damping: float = 0.0) -> _core.Fisher:
-        """Exact Fisher matrix per decision, (P, P), over the states where the policy goes (eq. 12.6).
+        """Exact Fisher matrix per decision, (P, P), over the states that are visited (eq. 12.6).
 
         The Fisher matrix of a trajectory is `evaluate(policy).decisions` times as large.
         """
@@ -250,7 +250,7 @@ class PolicyEvaluation:
         return 4 * delay * float(np.abs(self.advantages).max())
 
     def lower_bound(self, policy: PolicyLike) -> float:
-        """L - C max KL: at most the return of the other policy, and equal at this one (eq. 13.4)."""
+        """L - C max KL: at most the other policy's return, and equal at this one (eq. 13.4)."""
         penalty = self.penalty * float(self.kl(policy).max()) if self.penalty else 0.0
         return self.surrogate(policy) - penalty
 
@@ -310,8 +310,8 @@ class PolicyEvaluation:
 def minorise_maximise(mdp: MDP, policy: PolicyLike) -> Iterator[PolicyEvaluation]:
     """Yields a policy's evaluation, then those of its successors, whose returns never fall.
 
-    The successor of a table is the maximiser of its lower bound (eq. 13.7). A network moves along its
-    natural gradient; the last step is doubled or halved as long as the bound grows. The parameters
+    The successor of a table is the maximiser of its lower bound (eq. 13.7). A network moves along
+    its natural gradient; the last step is doubled or halved as long as the bound grows. The parameters
     of `policy` are then those of the last evaluation.
 
     Raises:
