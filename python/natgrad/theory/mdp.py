@@ -311,8 +311,8 @@ def minorise_maximise(mdp: MDP, policy: PolicyLike) -> Iterator[PolicyEvaluation
     """Yields a policy's evaluation, then those of its successors, whose returns never fall.
 
     The successor of a table is the maximiser of its lower bound (eq. 13.7). A network moves along
-    its natural gradient; the last step is doubled or halved as long as the bound grows. The parameters
-    of `policy` are then those of the last evaluation.
+    its natural gradient; the last step is doubled or halved as long as the bound grows. The
+    parameters of `policy` are then those of the last evaluation.
 
     Raises:
         ValueError: the policy does not fit, or the mdp has neither horizon nor discount.
