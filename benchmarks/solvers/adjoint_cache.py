@@ -5,9 +5,8 @@
 
 Each row times conjugate gradients by passes (eq. 4.1, 4.2) and by cached adjoints (eq. 4.4, 4.5),
 in turn; the adjoints' computation is part of the time. `chosen` is what method="auto" does,
-recognised by the bits of its answer; `loss` is how much longer that takes than the faster way. Exits with 1 if
-a loss exceeds --tolerance.
-"""
+recognised by the bits of its answer; `loss` is how much longer that takes than the faster way.
+Exits with 1 if a loss exceeds --tolerance."""
 
 import functools
 import itertools
