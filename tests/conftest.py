@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,6 +68,11 @@ def core_options(
     if (size := others.pop("step_size", None)) is not None:
         others["step_scale"] = size
     return {"damping": core.FixedDamping(damping, damping_metric), "solver": solver, **others}
+
+
+def id_of(value) -> str:
+    """The name of a parametrised test, the same in each worker: without addresses of functions."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def relative_error(got, want) -> float:
@@ -201,7 +207,7 @@ def _alone_where_marked(request, locks):
     fcntl = pytest.importorskip("fcntl")
     alone = request.node.get_closest_marker("alone") is not None
     with locks[0].open("a") as following, locks[1].open("a") as running:
-        # Whoever waits for `running` holds `next`, so that a test that is to be alone gets its turn.
+        # Whoever waits for `running` holds `next`, so that a test that runs alone gets its turn.
         fcntl.flock(following, fcntl.LOCK_EX)
         fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(following, fcntl.LOCK_UN)
@@ -226,8 +232,9 @@ def exact() -> Exactness:
 
 
 def pytest_sessionfinish(session):
-    if hasattr(session.config, "workeroutput"):  # of pytest-xdist: the summary is written elsewhere
-        session.config.workeroutput["measured"] = [[*key, error] for key, error in _measured.items()]
+    if hasattr(session.config, "workeroutput"):  # a worker's; the summary is written elsewhere
+        measured = [[*key, error] for key, error in _measured.items()]
+        session.config.workeroutput["measured"] = measured
 
 
 @pytest.hookimpl(optionalhook=True)
