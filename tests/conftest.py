@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
+
+# The oracle's matrices are small: threads of NumPy's BLAS would spend most of their time waiting.
+# They read the variable when NumPy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import hypothesis
 import numpy as np
@@ -61,6 +68,11 @@ def core_options(
     if (size := others.pop("step_size", None)) is not None:
         others["step_scale"] = size
     return {"damping": core.FixedDamping(damping, damping_metric), "solver": solver, **others}
+
+
+def id_of(value) -> str:
+    """The name of a parametrised test, the same in each worker: without addresses of functions."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def relative_error(got, want) -> float:
@@ -177,6 +189,31 @@ def dense_matrix(preconditioner):
     return np.column_stack([preconditioner @ e for e in np.eye(n)])
 
 
+@pytest.fixture(scope="session")
+def locks(tmp_path_factory, request) -> tuple[Path, Path] | None:
+    """The files by which the workers of pytest-xdist agree, or None where there is one process."""
+    if not hasattr(request.config, "workerinput"):
+        return None
+    shared = tmp_path_factory.getbasetemp().parent
+    return shared / "next", shared / "running"
+
+
+@pytest.fixture(autouse=True)
+def _alone_where_marked(request, locks):
+    """No worker runs a test beside one that is marked `alone`."""
+    if locks is None:
+        yield
+        return
+    fcntl = pytest.importorskip("fcntl")
+    alone = request.node.get_closest_marker("alone") is not None
+    with locks[0].open("a") as following, locks[1].open("a") as running:
+        # Whoever waits for `running` holds `next`, so that a test that runs alone gets its turn.
+        fcntl.flock(following, fcntl.LOCK_EX)
+        fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(following, fcntl.LOCK_UN)
+        yield
+
+
 _measured: dict[tuple[str, str], float] = defaultdict(float)
 
 
@@ -192,6 +229,18 @@ class Exactness:
 @pytest.fixture
 def exact() -> Exactness:
     return Exactness()
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # a worker's; the summary is written elsewhere
+        measured = [[*key, error] for key, error in _measured.items()]
+        session.config.workeroutput["measured"] = measured
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    for dtype, quantity, error in getattr(node, "workeroutput", {}).get("measured", []):
+        _measured[dtype, quantity] = max(_measured[dtype, quantity], error)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -216,6 +216,7 @@ def test_training_imports_small_worlds_only_when_it_is_asked_for_one():
     assert printed == "[] True\n"
 
 
+@pytest.mark.alone
 def test_importing_natgrad_is_quick_and_brings_no_heavy_package():
     program = (
         "import time; begin = time.process_time(); import natgrad;"

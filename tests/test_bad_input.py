@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import DISTRIBUTIONS, make_problem
+from conftest import DISTRIBUTIONS, id_of, make_problem
 
 from natgrad import _core as core
 
@@ -291,7 +291,7 @@ def test_bad_parameter_vectors_are_refused_by_name(spoil, error):
         (([0.0] * 4, [1.0] * 4, -1.0), "clip"),
         (([0.0] * 4, [1.0] * 4, np.nan), "clip"),
     ],
-    ids=str,
+    ids=id_of,
 )
 def test_bad_normalizers_are_refused_by_name_and_the_old_one_stays(what, arguments, name):
     s = Setting()
@@ -323,7 +323,7 @@ GOOD_POLICY = {"observation_size": 3, "distribution": core.Categorical(2)}
         ("fourier_bandwidth", 0.0, ValueError),
         ("fourier_bandwidth", np.nan, ValueError),
     ],
-    ids=str,
+    ids=id_of,
 )
 def test_bad_options_of_a_network_are_refused_by_name(name, value, error):
     options = {name: value}
@@ -436,7 +436,7 @@ def test_bad_outputs_are_refused_by_name_by_every_function_of_a_distribution(dis
         ({"fraction": 1.5}, "fraction", ValueError),
         ({"fraction": np.nan}, "fraction", ValueError),
     ],
-    ids=str,
+    ids=id_of,
 )
 def test_bad_options_of_a_fisher_are_refused_by_name(options, name, error):
     s = Setting()
@@ -501,7 +501,7 @@ def test_bad_vectors_are_refused_by_a_fisher(spoil, error):
         ({"progress_window": 1.5}, "progress_window", TypeError),
         ({"scale_x0": "yes"}, "scale_x0", TypeError),
     ],
-    ids=str,
+    ids=id_of,
 )
 def test_bad_arguments_of_conjugate_gradients_are_refused_by_name(arguments, name, error):
     good = {"A": np.eye(3), "b": np.ones(3)}
@@ -579,7 +579,7 @@ def test_bad_options_of_a_trust_region_update_are_refused_by_name(name, value):
         ({"high": 0.05}, "initial"),
         ({"low": 0.2, "high": 0.1}, "high"),
     ],
-    ids=str,
+    ids=id_of,
 )
 def test_a_damping_that_is_adapted_lies_within_its_bounds(options, name):
     with pytest.raises(ValueError, match=rf"{name}: want a number"):
@@ -599,7 +599,7 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("value", VALUES, ids=str)
+@pytest.mark.parametrize("value", VALUES, ids=id_of)
 def test_a_value_is_its_text_its_pickle_and_its_copy(value):
     names = {name: getattr(core, name) for name in dir(core)} | {"array": np.array}
     for same in (
@@ -646,7 +646,7 @@ def test_a_value_is_its_text_its_pickle_and_its_copy(value):
         (core.Subsample, "every", 0),
         (core.Subsample, "iterations", 0),
     ],
-    ids=str,
+    ids=id_of,
 )
 def test_bad_fields_of_a_value_are_refused_by_name(make, name, value):
     with pytest.raises((ValueError, TypeError), match=name):
@@ -693,7 +693,7 @@ def test_iterations_are_given_once():
         (core.AdamFit, "learning_rate", 0.0),
         (core.AdamFit, "learning_rate", np.nan),
     ],
-    ids=str,
+    ids=id_of,
 )
 def test_bad_options_of_the_other_updates_and_fits_are_refused_by_name(make, name, value):
     with pytest.raises((ValueError, TypeError), match=name):
@@ -743,7 +743,7 @@ def test_bad_targets_are_refused_by_name(fit, spoil, error):
 
 
 @pytest.mark.parametrize(
-    "value", [(0.0, 0.0), (0.0, -1.0), (np.nan, 1.0), (0.0, np.inf), (1.0,), 1.0], ids=str
+    "value", [(0.0, 0.0), (0.0, -1.0), (np.nan, 1.0), (0.0, np.inf), (1.0,), 1.0], ids=id_of
 )
 def test_a_bad_target_scale_is_refused_by_name_and_the_old_one_stays(value):
     v = core.ValueFunction(2)

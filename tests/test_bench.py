@@ -186,6 +186,7 @@ def sleeper(name, seconds):
     )
 
 
+@pytest.mark.alone
 def test_ratios_compare_the_same_round(monkeypatch):
     monkeypatch.setattr(harness, "PAUSE", 0.0)
     monkeypatch.setattr(peers, "WARM", 0.0)

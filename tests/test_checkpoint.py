@@ -129,6 +129,7 @@ def test_a_pickle_is_not_run(sound, tmp_path):
     assert not trace.exists()
 
 
+@pytest.mark.alone
 def test_a_header_that_claims_a_huge_array_allocates_nothing(sound, tmp_path):
     metadata, arrays = read_checkpoint(sound)
     for name in ("policy/parameters", "metadata", "environments/actions"):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import oracle
 import pytest
-from conftest import DISTRIBUTIONS, core_options, make_problem, relative_error
+from conftest import DISTRIBUTIONS, core_options, id_of, make_problem, relative_error
 
 from natgrad import _core as core
 
@@ -50,7 +50,7 @@ def next_damping(damping, ratio, low, high):
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("hidden", [(), (7, 5), (6,)], ids=str)
+@pytest.mark.parametrize("hidden", [(), (7, 5), (6,)], ids=id_of)
 def test_the_trace_is_that_of_the_dense_matrix_within_a_few_hundredths(distribution, hidden):
     p = make_problem(distribution, hidden=hidden, count=6000)
     F = core.Fisher(p.core, p.observations)
@@ -388,7 +388,7 @@ def test_a_state_moves_between_dtypes():
         ({"solver": WARM}, []),
         ({"solver": WARM}, [0.1, np.inf]),
     ],
-    ids=str,
+    ids=id_of,
 )
 def test_a_state_of_another_kind_of_update_is_refused(options, bad):
     update = core.TrustRegionUpdate(**options)
@@ -411,7 +411,7 @@ def test_a_state_of_another_kind_of_update_is_refused(options, bad):
         {"cg_rtol": 0.3},
         {"max_kl": 1.0, "line_search": None},
     ],
-    ids=str,
+    ids=id_of,
 )
 def test_an_update_with_a_metric_is_the_oracles(distribution, options):
     p = make_problem(distribution, count=43)
@@ -483,7 +483,7 @@ def test_a_metric_is_the_preconditioner_as_well(iterations):
 
 @pytest.mark.parametrize("iterations", [1, 3, 10])
 @pytest.mark.parametrize("warm", [False, True])
-@pytest.mark.parametrize("damping", [core.FixedDamping(), core.AdaptiveDamping()], ids=str)
+@pytest.mark.parametrize("damping", [core.FixedDamping(), core.AdaptiveDamping()], ids=id_of)
 def test_updates_map_onto_each_other_under_a_change_of_units(damping, warm, iterations):
     """Observations in other units: W_1 = V_1 diag(1 / s) gives the same policy."""
     p, q = (make_problem("gaussian", count=60) for _ in range(2))

@@ -206,6 +206,7 @@ def test_the_environment_variable_sets_the_number_of_threads():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
+@pytest.mark.alone
 def test_a_helper_that_was_woken_may_run_on_every_processor_again():
     core.set_num_threads(3)
     p = make_problem("gaussian", count=700)
@@ -305,6 +306,7 @@ def test_worker_processes_compute_the_same_bits(method):
     assert product_digest(3) == want
 
 
+@pytest.mark.alone
 def test_another_thread_runs_during_an_update():
     p = make_problem(
         "gaussian", dtype="float32", count=20_000, observation_size=17, hidden=(64, 64)

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import DISTRIBUTIONS, Problem, make_problem, relative_error
+from conftest import DISTRIBUTIONS, Problem, id_of, make_problem, relative_error
 from test_policy import every_distribution, every_dtype
 
 from natgrad import Batch
@@ -329,7 +329,7 @@ def test_an_update_takes_the_natural_step_of_every_form(distribution, dtype):
         ({"solver": "direct", "damping": 0.0}, "dense"),
         ({"solver": "sample", "fisher": "empirical", "curvature_fraction": 0.3}, "sample"),
     ],
-    ids=str,
+    ids=id_of,
 )
 def test_conjugate_gradients_take_over_where_there_is_no_such_form(options, solver):
     p = make_problem("gaussian", hidden=(3,), count=60)

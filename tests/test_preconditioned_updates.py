@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import DTYPES, degenerate_problem, hard_problem, make_problem, relative_error
+from conftest import DTYPES, degenerate_problem, hard_problem, id_of, make_problem, relative_error
 
 from natgrad import _core as core
 
@@ -91,7 +91,7 @@ def test_every_of_an_update_reaches_the_factors():
 
 @pytest.mark.parametrize("solver", ["auto", "cg", "direct"])
 @pytest.mark.parametrize(
-    "preconditioner", ["none", "auto", "kfac", core.Subsample(every=3)], ids=str
+    "preconditioner", ["none", "auto", "kfac", core.Subsample(every=3)], ids=id_of
 )
 @pytest.mark.parametrize("case", ["one observation", "duplicates", "dead layer", "smallest"])
 def test_degenerate_batches_end_in_a_status_with_its_numbers(case, preconditioner, solver):
@@ -209,7 +209,7 @@ def test_updates_have_the_same_bits_for_any_number_of_threads(name, warm_start):
 
 @pytest.mark.parametrize("bad", [[0.1], [0.1, 0.0], [0.1, 11.0, 0.0], [0.1, 2.5, 0.0],
                                  [0.1, -1.0, 0.0], [0.1, 2.0, 51.0], [0.1, 2.0, 3.0, 1.0]],
-                         ids=str)  # fmt: skip
+                         ids=id_of)  # fmt: skip
 def test_a_state_of_no_automatic_update_is_refused(bad):
     update = core.TrustRegionUpdate(preconditioner="auto")
     with pytest.raises(ValueError, match="state"):

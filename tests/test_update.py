@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import oracle
 import pytest
-from conftest import DISTRIBUTIONS, core_options, make_problem, relative_error
+from conftest import DISTRIBUTIONS, core_options, id_of, make_problem, relative_error
 from updates import OPTIONS, batch_of, both_updates
 
 from natgrad import _core as core
@@ -216,7 +216,7 @@ def test_the_report_as_a_dictionary_is_flat_and_has_every_number():
         {"damping": core.FixedDamping(metric=np.linspace(0.5, 2.0, 96))},
         {"solver": "direct"},
     ],
-    ids=str,
+    ids=id_of,
 )
 def test_every_option_changes_the_step(options):
     steps = []

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import DISTRIBUTIONS, make_problem
+from conftest import DISTRIBUTIONS, id_of, make_problem
 from updates import batch_of, both_updates, unchanged
 
 from natgrad import _core as core
@@ -13,7 +13,7 @@ Status = core.UpdateStatus
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"line_search": None}, {"normalize_advantages": True}], ids=str
+    "options", [{}, {"line_search": None}, {"normalize_advantages": True}], ids=id_of
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_zero_advantages_are_nothing_to_learn_from(options, dtype):
@@ -42,7 +42,7 @@ def test_constant_advantages_are_fine_when_they_are_not_normalised():
     assert core.TrustRegionUpdate()(p.core, batch_of(p, advantages=np.ones(30))).accepted
 
 
-@pytest.mark.parametrize("options", [{}, {"line_search": None}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"line_search": None}], ids=id_of)
 def test_a_gradient_that_cancels_exactly_is_reported(options):
     p = make_problem("categorical", count=2)
     before = p.core.parameters.tobytes()

@@ -3,7 +3,7 @@
 import numpy as np
 import oracle
 import pytest
-from conftest import ACTIVATIONS, DTYPES, relative_error
+from conftest import ACTIVATIONS, DTYPES, id_of, relative_error
 
 from natgrad import _core as core
 
@@ -180,7 +180,7 @@ def test_gauss_newton_solves_a_linear_problem_at_once():
         {"damping": 10.0},
         {"max_change": 1e-3},
     ],
-    ids=str,
+    ids=id_of,
 )
 def test_every_option_of_gauss_newton_changes_the_fit(options):
     assert_changes(core.GaussNewtonFit, options)
@@ -189,7 +189,7 @@ def test_every_option_of_gauss_newton_changes_the_fit(options):
 @pytest.mark.parametrize(
     "options",
     [{"epochs": 1}, {"minibatch_size": 16}, {"learning_rate": 1e-2}, {"seed": 1}],
-    ids=str,
+    ids=id_of,
 )
 def test_every_option_of_adam_changes_the_fit(options):
     assert_changes(core.AdamFit, options)
