@@ -41,17 +41,21 @@ class PyUpdate : public ZeroedUntilConstructed {
   template <class F>
   auto run(F f) {
     require_initialized();
+    refuse_recursion();
     const py::gil_scoped_release release;  // plain memory from here on
     const std::lock_guard lock(mutex_);
     return f(*update_);
+  }
+  // The same for f that changes nothing, which a function of Python may ask for during its update.
+  template <class F>
+  auto read(F f) {
+    return is_owner() ? f(*update_) : run(f);
   }
   // f(update) with the GIL, for functions of Python. One that calls its own update would wait for ever.
   template <class F>
   auto run_python(F f) {
     require_initialized();
-    if (owner_ == std::this_thread::get_id()) {
-      throw std::runtime_error("the update is already running in this thread");
-    }
+    refuse_recursion();
     std::unique_lock lock(mutex_, std::defer_lock);
     {
       const py::gil_scoped_release release;
@@ -66,7 +70,7 @@ class PyUpdate : public ZeroedUntilConstructed {
   }
 
   py::array_t<double> state() {
-    const std::vector<double> state = run([](Update& update) { return update.state(); });
+    const std::vector<double> state = read([](Update& update) { return update.state(); });
     return py::array_t<double>(static_cast<py::ssize_t>(state.size()), state.data());
   }
   void set_state(py::handle given) {
@@ -81,6 +85,10 @@ class PyUpdate : public ZeroedUntilConstructed {
  private:
   void require_initialized() const {
     if (!update_) not_initialized();
+  }
+  bool is_owner() const { return owner_ == std::this_thread::get_id(); }
+  void refuse_recursion() const {
+    if (is_owner()) throw std::runtime_error("the update is already running in this thread");
   }
   std::unique_ptr<Update> update_;
   std::mutex mutex_;
@@ -507,7 +515,7 @@ an adapted damping, the step of a warm start, and what 'auto' found, is `state`.
       .def_property(
           "max_kl",
           [](PyTrustRegionUpdate& self) {
-            return self.run([](TrustRegionUpdate& update) { return update.options().max_kl; });
+            return self.read([](TrustRegionUpdate& update) { return update.options().max_kl; });
           },
           [](PyTrustRegionUpdate& self, double max_kl) {
             positive(max_kl, "max_kl");
@@ -517,7 +525,7 @@ an adapted damping, the step of a warm start, and what 'auto' found, is `state`.
       .def_property_readonly(
           "kl_direction",
           [](PyTrustRegionUpdate& self) {
-            const KlDirection direction = self.run(
+            const KlDirection direction = self.read(
                 [](TrustRegionUpdate& update) { return update.options().problem.kl_direction; });
             return direction == KlDirection::old_new ? "old_new" : "new_old";
           },

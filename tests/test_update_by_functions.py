@@ -89,14 +89,27 @@ def test_the_trace_of_an_operator_is_estimated():
     np.testing.assert_allclose(report.damping, 6.0, rtol=1e-14)
 
 
-def test_a_function_that_calls_its_own_update_is_told_so():
-    update = core.TrustRegionUpdate()
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda update: update.step(np.ones(3), np.eye(3), lambda step: (1.0, 0.0)),
+        lambda update: update(*(lambda p: (p.core, batch_of(p)))(make_problem("gaussian"))),
+        lambda update: setattr(update, "max_kl", 0.5),
+        lambda update: setattr(update, "state", []),
+    ],
+    ids=["step", "call", "max_kl", "state"],
+)
+def test_a_function_reads_its_own_update_and_is_refused_to_change_it(change):
+    update = core.TrustRegionUpdate(max_kl=0.01)
 
     def evaluate(step):
-        update.step(np.ones(3), np.eye(3), evaluate)
+        assert (update.max_kl, update.kl_direction, len(update.state)) == (0.01, "old_new", 0)
+        change(update)
+        return 1.0, 0.0
 
     with pytest.raises(RuntimeError, match="already running"):
         update.step(np.ones(3), np.eye(3), evaluate)
+    assert update.max_kl == 0.01
     assert update.step(np.ones(3), np.eye(3), lambda step: (1.0, 0.0)).accepted
 
 
