@@ -6,25 +6,10 @@
 #include "natgrad/solvers/conjugate_gradient.hpp"
 #include "natgrad/solvers/line_search.hpp"
 #include "py_operator.hpp"
+#include "update_names.hpp"
 
 namespace natgrad::bindings {
 namespace {
-
-const char* name_of(CgStatus status) {
-  switch (status) {
-    case CgStatus::CONVERGED:
-      return "CONVERGED";
-    case CgStatus::SLOW_PROGRESS:
-      return "SLOW_PROGRESS";
-    case CgStatus::MAX_ITERATIONS:
-      return "MAX_ITERATIONS";
-    case CgStatus::INDEFINITE:
-      return "INDEFINITE";
-    case CgStatus::ZERO_RHS:
-      return "ZERO_RHS";
-  }
-  return "";
-}
 
 std::string message_of(const CgSummary& s) {
   char text[200];

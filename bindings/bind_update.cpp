@@ -1,99 +1,19 @@
-#include <pybind11/native_enum.h>
 #include <pybind11/stl.h>
 
 #include <optional>
-#include <thread>
 
 #include "natgrad/update/policy_gradient_update.hpp"
 #include "natgrad/update/trust_region_update.hpp"
 #include "options.hpp"
 #include "py_operator.hpp"
+#include "py_update.hpp"
+#include "update_names.hpp"
 
 namespace natgrad::bindings {
 
 namespace {
 
-// --- names ---------------------------------------------------------------------------------------
-
-using bindings::name_of;  // of a Solver
-const char* name_of(PreconditionerKind kind) {
-  switch (kind) {
-    case PreconditionerKind::none:
-      return "none";
-    case PreconditionerKind::kfac:
-      return "kfac";
-    case PreconditionerKind::subsample:
-      return "subsample";
-  }
-  return "";
-}
-
 // --- objects -------------------------------------------------------------------------------------
-
-// An update and the mutex that serialises its calls: it owns its scratch memory.
-template <class Update>
-class PyUpdate : public ZeroedUntilConstructed {
- public:
-  explicit PyUpdate(const decltype(std::declval<Update>().options())& options)
-      : update_(std::make_unique<Update>(options)) {}
-
-  // f(update) without the GIL.
-  template <class F>
-  auto run(F f) {
-    require_initialized();
-    refuse_recursion();
-    const py::gil_scoped_release release;  // plain memory from here on
-    const std::lock_guard lock(mutex_);
-    return f(*update_);
-  }
-  // The same for f that changes nothing, which a function of Python may ask for during its update.
-  template <class F>
-  auto read(F f) {
-    return is_owner() ? f(*update_) : run(f);
-  }
-  // f(update) with the GIL, for functions of Python. One that calls its own update would wait for ever.
-  template <class F>
-  auto run_python(F f) {
-    require_initialized();
-    refuse_recursion();
-    std::unique_lock lock(mutex_, std::defer_lock);
-    {
-      const py::gil_scoped_release release;
-      lock.lock();
-    }
-    owner_ = std::this_thread::get_id();
-    struct Disown {
-      std::atomic<std::thread::id>& owner;
-      ~Disown() { owner = std::thread::id(); }
-    } const disown{owner_};
-    return f(*update_);
-  }
-
-  py::array_t<double> state() {
-    const std::vector<double> state = read([](Update& update) { return update.state(); });
-    return py::array_t<double>(static_cast<py::ssize_t>(state.size()), state.data());
-  }
-  void set_state(py::handle given) {
-    const auto value = vector_of<double>(given, "state", -1);
-    const std::vector<double> state(value.data(), value.data() + value.size());
-    if (!run([&](Update& update) { return update.set_state(state); })) {
-      wrong_value("state", "want what `state` gave before, got " + std::to_string(state.size()) +
-                               " values that are not a state of this object");
-    }
-  }
-
- private:
-  void require_initialized() const {
-    if (!update_) not_initialized();
-  }
-  bool is_owner() const { return owner_ == std::this_thread::get_id(); }
-  void refuse_recursion() const {
-    if (is_owner()) throw std::runtime_error("the update is already running in this thread");
-  }
-  std::unique_ptr<Update> update_;
-  std::mutex mutex_;
-  std::atomic<std::thread::id> owner_;
-};
 
 using PyTrustRegionUpdate = PyUpdate<TrustRegionUpdate>;
 using PyPolicyGradientUpdate = PyUpdate<PolicyGradientUpdate>;
@@ -300,14 +220,8 @@ std::unique_ptr<PyTrustRegionUpdate> make_update(
   require_metric_alone(options.direction);
   options.line_search = line_search;
   options.step_scale = step_scale_of(step_scale);
-  if (kl_reduction != "sum" && kl_reduction != "mean") {
-    wrong_value("kl_reduction", "want sum or mean, got '" + kl_reduction + "'");
-  }
-  if (kl_direction != "old_new" && kl_direction != "new_old") {
-    wrong_value("kl_direction", "want old_new or new_old, got '" + kl_direction + "'");
-  }
-  if (kl_reduction == "mean") options.kl_reduction = KlReduction::mean;
-  if (kl_direction == "new_old") options.problem.kl_direction = KlDirection::new_old;
+  options.kl_reduction = named<KlReduction>(kl_reduction, "kl_reduction");
+  options.problem.kl_direction = named<KlDirection>(kl_direction, "kl_direction");
   options.problem.normalize_advantages = normalize_advantages;
   options.problem.fisher = named<FisherKind>(fisher, "fisher");
   options.problem.curvature_fraction = fraction_of(curvature_fraction, "curvature_fraction");
@@ -317,137 +231,9 @@ std::unique_ptr<PyTrustRegionUpdate> make_update(
   return std::make_unique<PyTrustRegionUpdate>(options);
 }
 
-// --- reports -------------------------------------------------------------------------------------
-
-std::string status_name(UpdateStatus status) {
-  switch (status) {
-    case UpdateStatus::ACCEPTED:
-      return "ACCEPTED";
-    case UpdateStatus::ZERO_GRADIENT:
-      return "ZERO_GRADIENT";
-    case UpdateStatus::ZERO_ADVANTAGES:
-      return "ZERO_ADVANTAGES";
-    case UpdateStatus::LINE_SEARCH_FAILED:
-      return "LINE_SEARCH_FAILED";
-    case UpdateStatus::NON_FINITE:
-      return "NON_FINITE";
-    case UpdateStatus::NOT_POSITIVE_DEFINITE:
-      return "NOT_POSITIVE_DEFINITE";
-  }
-  return "";
-}
-
-py::dict timings_of(const UpdateReport& r) {
-  using namespace py::literals;
-  return py::dict("gradient"_a = r.timings.gradient, "solve"_a = r.timings.solve,
-                  "precondition"_a = r.direction.precondition_seconds,
-                  "search"_a = r.timings.search, "total"_a = r.timings.total);
-}
-
-py::dict report_dict(const UpdateReport& r) {
-  using namespace py::literals;
-  py::dict all(
-      "status"_a = status_name(r.status), "message"_a = std::string(r.message.data()),
-      "kl"_a = r.kl, "improvement"_a = r.improvement,
-      "expected_improvement"_a = r.expected_improvement, "step_fraction"_a = r.step_fraction,
-      "step_scale"_a = r.step_scale, "backtracks"_a = r.backtracks, "surrogate"_a = r.surrogate,
-      "entropy"_a = r.entropy, "gradient_norm"_a = r.gradient_norm, "step_norm"_a = r.step_norm,
-      "damping"_a = r.direction.damping, "reduction_ratio"_a = r.reduction_ratio,
-      "cg_status"_a = py::cast(r.direction.cg.status).attr("name"),
-      "solver"_a = name_of(r.direction.solver),
-      "preconditioner"_a = name_of(r.direction.preconditioner),
-      "cg_iterations"_a = r.direction.cg.iterations, "cg_products"_a = r.direction.cg.products,
-      "cg_relative_residual"_a = r.direction.cg.relative_residual(),
-      "cg_model_value"_a = r.direction.cg.model_value);
-  for (const auto& [name, seconds] : timings_of(r)) {
-    all[("seconds_" + name.cast<std::string>()).c_str()] = seconds;
-  }
-  return all;
-}
-
 }  // namespace
 
 void bind_update(py::module_& m) {
-  py::native_enum<UpdateStatus>(m, "UpdateStatus", "enum.Enum", "How an update ended.")
-      .value("ACCEPTED", UpdateStatus::ACCEPTED, "A step was taken.")
-      .value("ZERO_GRADIENT", UpdateStatus::ZERO_GRADIENT, "Nothing to do; unchanged.")
-      .value("ZERO_ADVANTAGES", UpdateStatus::ZERO_ADVANTAGES, "Nothing to do; unchanged.")
-      .value("LINE_SEARCH_FAILED", UpdateStatus::LINE_SEARCH_FAILED,
-             "No fraction of the step was acceptable; unchanged.")
-      .value("NON_FINITE", UpdateStatus::NON_FINITE,
-             "Outputs, gradient or every candidate were not finite; unchanged.")
-      .value("NOT_POSITIVE_DEFINITE", UpdateStatus::NOT_POSITIVE_DEFINITE,
-             "x'Fx <= 0, so the step has no length; unchanged.")
-      .finalize();
-
-  py::class_<CgSummary>(m, "CgReport", py::is_final(), "The linear solve of an update.")
-      .def_readonly("status", &CgSummary::status, "Why it stopped.")
-      .def_readonly("iterations", &CgSummary::iterations, "Of conjugate gradients.")
-      .def_readonly(
-          "products", &CgSummary::products,
-          "Fisher products: iterations, and one for a warm start or a closed form's residual.")
-      .def_readonly(
-          "residual_norm", &CgSummary::residual_norm,
-          "||g - (F + damping I) x||; of (eq. 8.4) with a metric. Without cg_last_residual,\n"
-          "that before the last iteration.")
-      .def_property_readonly("relative_residual", &CgSummary::relative_residual,
-                             "The same divided by the norm of the right-hand side.")
-      .def_readonly("quadratic_form", &CgSummary::quadratic_form, "x'Fx, without damping.")
-      .def_readonly("model_value", &CgSummary::model_value,
-                    "1/2 x'(F + damping D)x - g'x, which the solve minimises (eq. 8.1).");
-
-  py::class_<UpdateReport>(m, "UpdateReport", py::is_final(),
-                           "What an update did. Parameters changed only if accepted.")
-      .def_readonly("status", &UpdateReport::status, "How it ended.")
-      .def_property_readonly(
-          "message", [](const UpdateReport& r) { return std::string(r.message.data()); },
-          "A sentence with the numbers.")
-      .def_property_readonly(
-          "accepted", [](const UpdateReport& r) { return r.status == UpdateStatus::ACCEPTED; },
-          "True if a step was taken.")
-      .def_readonly(
-          "kl", &UpdateReport::kl,
-          "Mean KL(old || new) in nats of the accepted, or the last, candidate (eq. 3.2).")
-      .def_readonly("improvement", &UpdateReport::improvement,
-                    "Of the surrogate by that candidate (eq. 3.1).")
-      .def_readonly("expected_improvement", &UpdateReport::expected_improvement,
-                    "g'd, what the gradient predicts for the full step.")
-      .def_readonly("step_fraction", &UpdateReport::step_fraction,
-                    "Of the full step; 0 unless accepted.")
-      .def_readonly("step_scale", &UpdateReport::step_scale,
-                    "What the solution is multiplied with for the full step.")
-      .def_readonly("backtracks", &UpdateReport::backtracks, "Candidates rejected.")
-      .def_readonly("surrogate", &UpdateReport::surrogate, "L at the old parameters (eq. 3.1).")
-      .def_readonly("gradient_norm", &UpdateReport::gradient_norm, "||g||.")
-      .def_readonly("step_norm", &UpdateReport::step_norm, "||theta' - theta||; 0 unless accepted.")
-      .def_readonly("entropy", &UpdateReport::entropy,
-                    "Mean entropy of the old policy over the batch, in nats.")
-      .def_property_readonly(
-          "damping", [](const UpdateReport& r) { return r.direction.damping; },
-          "The damping of this update's solve; 0 if there was none.")
-      .def_readonly(
-          "reduction_ratio", &UpdateReport::reduction_ratio,
-          "What the models were worth at the full step (eq. 8.5); 0 if it was not evaluated.")
-      .def_property_readonly(
-          "cg", [](const UpdateReport& r) { return r.direction.cg; }, "The linear solve.")
-      .def_property_readonly(
-          "solver", [](const UpdateReport& r) { return name_of(r.direction.solver); },
-          "What solved: 'cg', or a direct form, 'kronecker', 'dense' or 'sample'.")
-      .def_property_readonly(
-          "preconditioner",
-          [](const UpdateReport& r) { return name_of(r.direction.preconditioner); },
-          "The one in use; none where it could not be built, a direct form served, or 'auto' "
-          "found\n"
-          "that it does not pay.")
-      .def_property_readonly(
-          "timings", &timings_of,
-          "Seconds: gradient (the forward pass included, which shares its tiles), solve, "
-          "precondition (of the solve: building it), search, total.")
-      .def("as_dict", &report_dict, "All of the above as one flat dict, for logs.")
-      .def("__repr__", [](const UpdateReport& r) {
-        return "UpdateReport(" + status_name(r.status) + ": " + r.message.data() + ")";
-      });
-
   const TrustRegionOptions defaults;
   py::class_<PyTrustRegionUpdate>(
       m, "TrustRegionUpdate", R"(One natural policy gradient update (TRPO; Schulman et al. 2015).
@@ -525,9 +311,8 @@ an adapted damping, the step of a warm start, and what 'auto' found, is `state`.
       .def_property_readonly(
           "kl_direction",
           [](PyTrustRegionUpdate& self) {
-            const KlDirection direction = self.read(
-                [](TrustRegionUpdate& update) { return update.options().problem.kl_direction; });
-            return direction == KlDirection::old_new ? "old_new" : "new_old";
+            return name_of(self.read(
+                [](TrustRegionUpdate& update) { return update.options().problem.kl_direction; }));
           },
           "As given.")
       .def("step", &run_step, py::arg("gradient"), py::arg("fisher"), py::arg("evaluate"),

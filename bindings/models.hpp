@@ -141,6 +141,7 @@ void bind_fisher(py::module_& m);
 void bind_preconditioners(py::module_& m);
 void bind_options(py::module_& m);
 void bind_solvers(py::module_& m);
+void bind_report(py::module_& m);
 void bind_update(py::module_& m);
 void bind_advantage(py::module_& m);
 void bind_machine(py::module_& m);

@@ -14,6 +14,7 @@ PYBIND11_MODULE(_core, m) {
   bind_solvers(m);
   bind_fisher(m);
   bind_preconditioners(m);
+  bind_report(m);
   bind_update(m);
   bind_advantage(m);
   bind_machine(m);

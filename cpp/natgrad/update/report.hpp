@@ -46,7 +46,11 @@ struct UpdateReport {
 
   template <class... Args>
   void say(const char* pattern, Args... args) {
-    std::snprintf(message.data(), message.size(), pattern, args...);
+    if constexpr (sizeof...(args) == 0) {
+      std::snprintf(message.data(), message.size(), "%s", pattern);
+    } else {
+      std::snprintf(message.data(), message.size(), pattern, args...);
+    }
   }
   // Ends an update without a step; returns false.
   template <class... Args>
