@@ -9,14 +9,18 @@ namespace natgrad::bindings {
 namespace {
 
 // The ways whose costs are predicted; of products, of solves, and of Kronecker factors.
-enum class Way { passes, adjoints, closed_form, kronecker, dense, sample, factors };
+enum class Way { passes, adjoints, closed_form, linear_gaussian, dense, sample, factors };
 
 }  // namespace
 
 template <>
 constexpr Named<Way> kNames<Way>[] = {
-    {"passes", Way::passes},       {"adjoints", Way::adjoints}, {"closed_form", Way::closed_form},
-    {"kronecker", Way::kronecker}, {"dense", Way::dense},       {"sample", Way::sample},
+    {"passes", Way::passes},
+    {"adjoints", Way::adjoints},
+    {"closed_form", Way::closed_form},
+    {"linear_gaussian", Way::linear_gaussian},
+    {"dense", Way::dense},
+    {"sample", Way::sample},
     {"factors", Way::factors},
 };
 
@@ -31,8 +35,8 @@ double predicted(const CostModel& model, Way way, const FisherShape& shape, int 
       return model.products(FisherMethod::adjoints, shape, products);
     case Way::closed_form:
       return model.products(FisherMethod::closed_form, shape, products);
-    case Way::kronecker:
-      return model.solve(Solver::kronecker, shape, damped);
+    case Way::linear_gaussian:
+      return model.solve(Solver::linear_gaussian, shape, damped);
     case Way::dense:
       return model.solve(Solver::dense, shape, damped);
     case Way::sample:
@@ -142,8 +146,8 @@ Raises ValueError or TypeError for bad arrays or options.)")
 b : (P,)
 damping : float >= 0
     In addition to that of F.
-solver : {'direct', 'kronecker', 'dense', 'sample'}
-    'kronecker' is for linear Gaussian policies with an exact F (eq. 6.1). 'dense' assembles F and takes its
+solver : {'direct', 'linear_gaussian', 'dense', 'sample'}
+    'linear_gaussian' is for linear Gaussian policies with an exact F (eq. 6.1). 'dense' assembles F and takes its
     Cholesky factor, for P <= 4096; without damping its eigenvalues, for P <= 512. 'sample' works
     with the Gram matrix of scores (eq. 6.3, 6.4), for damping > 0 and rank x N <= 4096. 'direct' is the one
     that the cost model says is fastest.
@@ -162,7 +166,7 @@ of rounding. Raises ValueError or TypeError for a bad b or option, or a form tha
 Parameters
 ----------
 fisher : Fisher
-way : {'passes', 'adjoints', 'closed_form', 'kronecker', 'dense', 'sample', 'factors'}
+way : {'passes', 'adjoints', 'closed_form', 'linear_gaussian', 'dense', 'sample', 'factors'}
     Products by one of the first three, a solve by one of the next three, or making Kronecker factors
     and applying them.
 products : int >= 0

@@ -102,7 +102,7 @@ void bind_report(py::module_& m) {
           "cg", [](const UpdateReport& r) { return r.direction.cg; }, "The linear solve.")
       .def_property_readonly(
           "solver", [](const UpdateReport& r) { return name_of(r.direction.solver); },
-          "What solved: 'cg', or a direct form, 'kronecker', 'dense' or 'sample'.")
+          "What solved: 'cg', or a direct form, 'linear_gaussian', 'dense' or 'sample'.")
       .def_property_readonly(
           "preconditioner",
           [](const UpdateReport& r) { return name_of(r.direction.preconditioner); },

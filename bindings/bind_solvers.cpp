@@ -121,7 +121,7 @@ void bind_solvers(py::module_& m) {
                        "The solution of a linear system, and how it was reached.")
       .def_property_readonly(
           "solver", [](const CgResult& r) { return name_of(r.solver); },
-          "'cg', or a direct form of `Fisher.solve`: 'kronecker', 'dense' or 'sample'.")
+          "'cg', or a direct form of `Fisher.solve`: 'linear_gaussian', 'dense' or 'sample'.")
       .def_property_readonly(
           "x", [](const CgResult& r) { return r.x; }, "(n,) float64.")
       .def_property_readonly(

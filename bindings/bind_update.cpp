@@ -167,7 +167,8 @@ void set_solver(const py::object& given, int cg_iterations, DirectionOptions* op
   }
   if (!py::isinstance<py::str>(given)) {
     throw py::type_error(
-        "solver: want auto, cg, direct, kronecker, dense, sample or ConjugateGradient(...), got " +
+        "solver: want auto, cg, direct, linear_gaussian, dense, sample or ConjugateGradient(...), "
+        "got " +
         py::repr(given).cast<std::string>());
   }
   options->solver = named<Solver>(given.cast<std::string>(), "solver");
@@ -259,7 +260,7 @@ preconditioner : {'none', 'auto', 'kfac', 'subsample'}, KFac or Subsample
     both ways, with 'kfac' until the quadratic model is as low (eq. 8.1); the updates between take the
     faster way by a cost model, with as many products as it needed. One that cannot be built is left
     out, and the report says so.
-solver : {'auto', 'cg', 'direct', 'kronecker', 'dense', 'sample'} or ConjugateGradient
+solver : {'auto', 'cg', 'direct', 'linear_gaussian', 'dense', 'sample'} or ConjugateGradient
     Conjugate gradients ('cg'), or without iterations: in a form of `Fisher.solve`, or in the fastest of
     them ('direct'). 'auto' takes what a cost model says is faster. Conjugate gradients take over where
     there is no such form or rounding forbids it; `report.solver` tells.

@@ -19,7 +19,7 @@ struct CgResult {
 template <>
 inline constexpr Named<Solver> kNames<Solver>[] = {
     {"auto", Solver::automatic}, {"cg", Solver::conjugate_gradient},
-    {"direct", Solver::direct},  {"kronecker", Solver::kronecker},
+    {"direct", Solver::direct},  {"linear_gaussian", Solver::linear_gaussian},
     {"dense", Solver::dense},    {"sample", Solver::sample},
 };
 template <>

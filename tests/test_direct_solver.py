@@ -10,7 +10,7 @@ from test_policy import every_distribution, every_dtype
 from natgrad import Batch
 from natgrad import _core as core
 
-FORMS = ("kronecker", "dense", "sample")
+FORMS = ("linear_gaussian", "dense", "sample")
 every_form = pytest.mark.parametrize("form", FORMS)
 every_kind = pytest.mark.parametrize("kind", ["exact", "empirical"])
 HIDDEN = {"linear": (), "small": (3,), "two layers": (7, 5)}
@@ -35,8 +35,8 @@ def oracle_fisher(p: Problem, kind: str = "exact", weights: bool = True) -> np.n
 
 
 def forms_of(distribution: str, hidden: tuple[int, ...], kind: str) -> list[str]:
-    kronecker = distribution == "gaussian" and not hidden and kind == "exact"
-    return [form for form in FORMS if form != "kronecker" or kronecker]
+    linear = distribution == "gaussian" and not hidden and kind == "exact"
+    return [form for form in FORMS if form != "linear_gaussian" or linear]
 
 
 def allowed(dtype: str, matrix: np.ndarray, damping: float) -> float:
@@ -275,8 +275,11 @@ def test_a_second_solve_and_another_batch_leave_no_trace():
         (lambda F, b: F.solve(b[1:]), "b: want shape"),
         (lambda F, b: F.solve(b * np.nan), "b.*finite"),
         (lambda F, b: F.solve(b, -1.0), "damping: want a finite number >= 0"),
-        (lambda F, b: F.solve(b, 1.0, solver="cg"), "solver: want direct, kronecker"),
-        (lambda F, b: F.solve(b, 1.0, solver="kronecker"), "solver: want a form that this matrix"),
+        (lambda F, b: F.solve(b, 1.0, solver="cg"), "solver: want direct, linear_gaussian"),
+        (
+            lambda F, b: F.solve(b, 1.0, solver="linear_gaussian"),
+            "solver: want a form that this matrix",
+        ),
         (lambda F, b: F.solve(b, 0.0, solver="sample"), "solver: want a form that this matrix"),
     ],
 )
@@ -324,7 +327,7 @@ def test_an_update_takes_the_natural_step_of_every_form(distribution, dtype):
 @pytest.mark.parametrize(
     ("options", "solver"),
     [
-        ({"solver": "kronecker"}, "cg"),  # not linear
+        ({"solver": "linear_gaussian"}, "cg"),  # not linear
         ({"solver": "sample", "damping": 0.0}, "cg"),
         ({"solver": "direct", "damping": 0.0}, "dense"),
         ({"solver": "sample", "fisher": "empirical", "curvature_fraction": 0.3}, "sample"),

@@ -662,7 +662,7 @@ def test_series_of_products_of_a_linear_gaussian_policy_are_the_oracles(exact, d
 # ---------------------------------------------------------------------------------- the cost model
 
 
-WAYS = ("passes", "adjoints", "closed_form", "kronecker", "dense", "sample", "factors")
+WAYS = ("passes", "adjoints", "closed_form", "linear_gaussian", "dense", "sample", "factors")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -711,7 +711,7 @@ def test_automatic_products_take_the_way_whose_rows_cost_less(dtype):
     np.testing.assert_array_equal(auto @ V, made[min(costs, key=costs.get)])
 
 
-@pytest.mark.parametrize("bad", ["closed_form", "kronecker", "sample", "cg"])
+@pytest.mark.parametrize("bad", ["closed_form", "linear_gaussian", "sample", "cg"])
 def test_a_way_that_a_matrix_does_not_have_is_named(bad):
     p = make_problem("categorical", count=5000)
     with pytest.raises(ValueError, match="way: want"):

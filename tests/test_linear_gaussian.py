@@ -58,7 +58,7 @@ def test_the_empirical_fisher_of_a_linear_gaussian_policy_has_no_closed_form():
     p = linear_gaussian("float64")
     for solver in ("auto", "direct"):
         report = core.TrustRegionUpdate(fisher="empirical", solver=solver)(p.core, p.batch)
-        assert report.solver != "kronecker"
+        assert report.solver != "linear_gaussian"
 
 
 # Ten iterations of conjugate gradients would solve this small system, and then amplify rounding.
@@ -107,7 +107,7 @@ def test_a_linear_gaussian_report_says_what_the_policy_does(dtype, fourier_featu
             observations=observations, actions=actions, advantages=advantages, log_probs=log_probs,
         ))  # fmt: skip
         assert report.accepted
-        assert report.solver == "kronecker"
+        assert report.solver == "linear_gaussian"
         new = policy.parameters.copy()
         if direction == "old_new":
             kl = policy.kl(observations, old).astype(float).mean()

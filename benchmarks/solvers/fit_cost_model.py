@@ -25,7 +25,7 @@ import natgrad
 from benchmarks import harness
 from natgrad import _core
 
-Way = Literal["passes", "adjoints", "closed_form", "kronecker", "dense", "sample", "factors"]
+Way = Literal["passes", "adjoints", "closed_form", "linear_gaussian", "dense", "sample", "factors"]
 Case = tuple[str, str, int, int, bool]  # network, distribution, rows, products, damped
 Terms = dict[str, tuple[float, float]]
 
@@ -35,7 +35,7 @@ FITTED: dict[Way, tuple[str, ...]] = {
     "passes": ("product_", "pass_"),
     "adjoints": ("sweep_", "kept_"),
     "closed_form": ("closed_",),
-    "kronecker": ("kronecker_",),
+    "linear_gaussian": ("linear_gaussian_",),
     "dense": ("dense_", "cholesky", "softmax_root"),
     "sample": ("sample_",),
     "factors": ("factor_", "apply_"),
@@ -82,7 +82,7 @@ class Problem:
     def call(self, way: Way) -> Callable[[], object]:
         """What is timed, with all that it makes and with a matrix of its own."""
         damping = DAMPING if self.damped else 0.0
-        if way == "kronecker" or way == "dense" or way == "sample":  # which mypy understands
+        if way == "linear_gaussian" or way == "dense" or way == "sample":  # which mypy understands
             fisher = self.fisher()
             return lambda: fisher.solve(self.b, damping, way)
         if way == "factors":
@@ -111,10 +111,10 @@ def cases(way: Way, most_rows: int) -> Iterator[Case]:
     """The grid of a way."""
     for network, distribution, rows in itertools.product(NETWORKS, DISTRIBUTIONS, ROWS):
         linear_gaussian = not NETWORKS[network][1] and distribution.startswith("gaussian")
-        if rows > most_rows or (way in {"closed_form", "kronecker"} and not linear_gaussian):
+        if rows > most_rows or (way in {"closed_form", "linear_gaussian"} and not linear_gaussian):
             continue
         products = PRODUCTS if way in {"passes", "adjoints", "closed_form", "factors"} else (1,)
-        damped = (True, False) if way in {"kronecker", "dense"} else (True,)
+        damped = (True, False) if way in {"linear_gaussian", "dense"} else (True,)
         for count, damping in itertools.product(products, damped):
             yield network, distribution, rows, count, damping
 

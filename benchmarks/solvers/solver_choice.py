@@ -21,7 +21,7 @@ import natgrad
 from benchmarks import harness
 from natgrad import _core, bench
 
-SOLVERS: tuple[_core.SolverName, ...] = ("cg", "kronecker", "dense", "sample")
+SOLVERS: tuple[_core.SolverName, ...] = ("cg", "linear_gaussian", "dense", "sample")
 INPUTS = (4, 17)
 HIDDEN: tuple[tuple[int, ...], ...] = ((), (8,), (16, 16), (32, 32), (64, 64))
 DISTRIBUTIONS: tuple[_core.Distribution, ...] = (

@@ -24,7 +24,7 @@ except ModuleNotFoundError as error:
     raise ImportError(
         "the compiled core of natgrad is missing. From a source tree, install the package with "
         "`pip install .` (or `pip install --no-build-isolation -e .` to work on it); it needs a "
-        "C++17 compiler."
+        "C++20 compiler."
     ) from error
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ Doubles: TypeAlias = NDArray[np.float64]
 Activation: TypeAlias = Literal["tanh", "relu", "elu", "silu", "gelu", "identity"]
 Initialization: TypeAlias = Literal["orthogonal", "scaled"]
 DTypeName: TypeAlias = Literal["float32", "float64"]
-SolverName: TypeAlias = Literal["cg", "kronecker", "dense", "sample"]
+SolverName: TypeAlias = Literal["cg", "linear_gaussian", "dense", "sample"]
 
 __version__: str
 
@@ -256,12 +256,14 @@ class Fisher:
         self,
         b: ArrayLike,
         damping: float = 0.0,
-        solver: Literal["direct", "kronecker", "dense", "sample"] = "direct",
+        solver: Literal["direct", "linear_gaussian", "dense", "sample"] = "direct",
     ) -> CgResult: ...
 
 def cost_model(
     fisher: Fisher,
-    way: Literal["passes", "adjoints", "closed_form", "kronecker", "dense", "sample", "factors"],
+    way: Literal[
+        "passes", "adjoints", "closed_form", "linear_gaussian", "dense", "sample", "factors"
+    ],
     products: int = 10,
     damped: bool = True,
     every: int = 2,
@@ -549,7 +551,7 @@ class TrustRegionUpdate:
         line_search: LineSearch | None = ...,
         normalize_advantages: bool = False,
         preconditioner: Literal["none", "auto", "kfac", "subsample"] | KFac | Subsample = "none",
-        solver: Literal["auto", "cg", "direct", "kronecker", "dense", "sample"]
+        solver: Literal["auto", "cg", "direct", "linear_gaussian", "dense", "sample"]
         | ConjugateGradient = "auto",
         fisher: Literal["exact", "empirical"] = "exact",
         curvature_fraction: float = 1.0,

@@ -133,14 +133,14 @@ double CostModel::sample(const FisherShape& shape) const {
 }
 
 double CostModel::solve(Solver form, const FisherShape& shape, bool damped) const {
-  if (form == Solver::kronecker) {
+  if (form == Solver::linear_gaussian) {
     if (!shape.linear_gaussian) return kInfinite;
     const double in = static_cast<double>(shape.layers.front().in + 1);
     const double out = static_cast<double>(shape.layers.front().out);
-    return gram(shape) + kronecker_call.of(shape) +
-           out * (kronecker_output.of(shape) + kronecker_element.of(shape) * in * in +
-                  (damped ? kronecker_cholesky.of(shape) * in * in * in : 0)) +
-           (damped ? 0 : kronecker_eigen.of(shape) * in * in * in);
+    return gram(shape) + linear_gaussian_call.of(shape) +
+           out * (linear_gaussian_output.of(shape) + linear_gaussian_element.of(shape) * in * in +
+                  (damped ? linear_gaussian_cholesky.of(shape) * in * in * in : 0)) +
+           (damped ? 0 : linear_gaussian_eigen.of(shape) * in * in * in);
   }
   const bool samples = form == Solver::sample;
   if (samples ? !damped || shape.rows > kMostSamples / shape.columns
@@ -191,11 +191,11 @@ std::span<const NamedConstant> named_constants() {
       {"closed_call", &C::closed_call},
       {"closed_multiply", &C::closed_multiply},
       {"closed_parameter", &C::closed_parameter},
-      {"kronecker_call", &C::kronecker_call},
-      {"kronecker_output", &C::kronecker_output},
-      {"kronecker_element", &C::kronecker_element},
-      {"kronecker_cholesky", &C::kronecker_cholesky},
-      {"kronecker_eigen", &C::kronecker_eigen},
+      {"linear_gaussian_call", &C::linear_gaussian_call},
+      {"linear_gaussian_output", &C::linear_gaussian_output},
+      {"linear_gaussian_element", &C::linear_gaussian_element},
+      {"linear_gaussian_cholesky", &C::linear_gaussian_cholesky},
+      {"linear_gaussian_eigen", &C::linear_gaussian_eigen},
       {"dense_call", &C::dense_call},
       {"dense_parameter", &C::dense_parameter},
       {"dense_element", &C::dense_element},

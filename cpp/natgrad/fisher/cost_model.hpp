@@ -20,9 +20,9 @@ namespace natgrad {
 enum class FisherMethod { automatic, passes, adjoints, closed_form };
 
 // How (F + damping I) x = b is solved. Either the choice is left to the cost model, among all ways or
-// among the direct forms alone, or it is made: `kronecker` is that of linear_gaussian.hpp, `dense` and
+// among the direct forms alone, or it is made: `linear_gaussian` is that of linear_gaussian.hpp, `dense` and
 // `sample` are those of direct_solver.hpp.
-enum class Solver { automatic, direct, conjugate_gradient, kronecker, dense, sample };
+enum class Solver { automatic, direct, conjugate_gradient, linear_gaussian, dense, sample };
 
 // Sizes beyond which a direct form does not exist.
 inline constexpr Index kMostParameters = 4096;  // of the dense form, and
@@ -99,11 +99,11 @@ struct CostModel {
 
   // A solve by the closed form: the call; an output; an element of the small matrix of an output; one of
   // the n^3 of a Cholesky factor; one of the n^3 of eigenvalues.
-  Constant kronecker_call{10000, 10000};
-  Constant kronecker_output{32000, 32000};
-  Constant kronecker_element{150, 150};
-  Constant kronecker_cholesky{0.37, 0.37};
-  Constant kronecker_eigen{250, 250};
+  Constant linear_gaussian_call{10000, 10000};
+  Constant linear_gaussian_output{32000, 32000};
+  Constant linear_gaussian_element{150, 150};
+  Constant linear_gaussian_cholesky{0.37, 0.37};
+  Constant linear_gaussian_eigen{250, 250};
 
   // A dense solve: the call; a parameter; an element of F; a row; a column of a row; a value that is
   // transposed; a product of two of them; a multiply-add of such products.

@@ -84,7 +84,7 @@ Solver Fisher<T>::choose(Solver asked, double more_damping, int products) const 
   Solver best = Solver::conjugate_gradient;
   double least =
       asked == Solver::automatic ? cost(products) : std::numeric_limits<double>::infinity();
-  for (const Solver form : {Solver::kronecker, Solver::dense, Solver::sample}) {
+  for (const Solver form : {Solver::linear_gaussian, Solver::dense, Solver::sample}) {
     if (asked != Solver::automatic && asked != Solver::direct && asked != form) continue;
     const double time = kCostModel.solve(form, shape, damped);
     if (time < least) {
@@ -98,7 +98,7 @@ Solver Fisher<T>::choose(Solver asked, double more_damping, int products) const 
 template <class T>
 bool Fisher<T>::solve(Solver form, const double* b, double more_damping, double* x, double* fx) {
   const double total = damping_ + more_damping;
-  if (form == Solver::kronecker) {
+  if (form == Solver::linear_gaussian) {
     prepare_closed_form();
     closed_form_.solve(b, total, x);
     closed_form_.product(x, fx);
