@@ -415,9 +415,13 @@ OPTIONS = {
     "as sb3-contrib": {
         "kl_reduction": "mean",
         "kl_direction": "new_old",
-        "cg_rtol": 0.0,
-        "cg_atol": 1e-5,
-        "damped_step": True,
+        "solver": natgrad.ConjugateGradient(rtol=0.0, atol=1e-5, or_direct=True),
+        "step_scale": "damped",
+    },
+    "few iterations": {"cg_iterations": 3},
+    "adaptive and warm": {
+        "damping": natgrad.AdaptiveDamping(0.5),
+        "solver": natgrad.ConjugateGradient(5, warm_start=True),
     },
     "closed form": {"line_search": None, "max_kl": 0.05},
 }

@@ -605,7 +605,10 @@ class PolicyUpdater:
             self.path = f"Fisher products by torch: {reason}"
         # The residual after the last product is not reported, so the core makes only that half of
         # the product which the step needs. A product by torch has no such half.
-        solver = options.get("solver", _core.ConjugateGradient(or_direct=True))
+        solver = options.get("solver", "auto")
+        if solver in ("auto", "cg"):
+            iterations = options.get("cg_iterations", _core.ConjugateGradient().iterations)
+            solver = _core.ConjugateGradient(iterations, or_direct=solver == "auto")
         if isinstance(solver, _core.ConjugateGradient):
             options = {**options, "solver": solver.replace(last_residual=twin is None)}
         if repr(options) != self._options:
