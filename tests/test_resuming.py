@@ -238,6 +238,29 @@ def test_flat_options_are_read_as_values(flat, option, value):
         assert getattr(NPGConfig(**options), option) == value
 
 
+@pytest.mark.parametrize(
+    "missing", sorted(set(FLAT) - {"damping_mode", "damping", "cg_iterations"})
+)
+def test_a_run_from_before_an_option_was_added_has_its_default(missing):
+    older = {name: value for name, value in FLAT.items() if name != missing}
+    if missing.startswith("line_search"):  # the three came together
+        older = {name: value for name, value in older.items() if not name.startswith("line_search")}
+    assert TRPOConfig(**flat_options.as_values(older)) == TRPOConfig(**flat_options.as_values(FLAT))
+
+
+SNAPSHOTS = sorted(
+    (Path(__file__).parents[1] / "benchmarks" / "results").glob("snapshots/Cart*.npz")
+)
+
+
+@pytest.mark.skipif(not SNAPSHOTS, reason="an sdist has no snapshots")
+def test_the_snapshots_of_an_older_version_load():
+    for path in SNAPSHOTS:
+        agent = natgrad.TRPO.load(path)
+        assert agent.num_timesteps > 50_000
+        agent.close()
+
+
 def test_values_are_read_as_they_are():
     for config in (
         TRPOConfig(damping=FixedDamping()),

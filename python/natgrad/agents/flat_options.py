@@ -12,19 +12,38 @@ from natgrad import _core
 
 __all__ = ["as_values"]
 
+# Their defaults, for runs from before one of them was added.
+_DEFAULTS: dict[str, Any] = {
+    "damping_min": 1e-5,
+    "damping_max": 10.0,
+    "solver": "auto",
+    "cg_rtol": 1e-10,
+    "cg_progress_tolerance": 0.0,
+    "cg_progress_window": 3,
+    "cg_last_residual": True,
+    "warm_start": False,
+    "preconditioner": "auto",
+    "kfac_every": 2,
+    "kfac_refresh": 1,
+    "kfac_decay": 0.0,
+    "subsample_every": 6,
+    "subsample_iterations": 4,
+    "nystrom_rank": 20,
+}
+
 
 def as_values(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as values; today's options are returned as they are.
 
     Raises:
-        KeyError: some of the flat options are missing.
-        ValueError: one of them is gone and was not at its default.
+        KeyError: a mapping that is not one of options.
+        ValueError: an option is gone and was not at its default.
     """
-    flat = dict(options)
-    if "damping_mode" not in flat:  # all trust regions had it
-        return flat
-    for name, default in (("kfac_refresh", 1), ("kfac_decay", 0.0)):
-        _refuse_unless(flat[name] == default, flat, name)
+    if "damping_mode" not in options:  # all trust regions had it
+        return dict(options)
+    flat = {**_DEFAULTS, **options}
+    for name in ("kfac_refresh", "kfac_decay"):
+        _refuse_unless(flat[name] == _DEFAULTS[name], flat, name)
         del flat[name]
     kind, every, _ = (flat.pop(name) for name in ("preconditioner", "kfac_every", "nystrom_rank"))
     inner = _core.Subsample(flat.pop("subsample_every"), flat.pop("subsample_iterations"))
