@@ -68,6 +68,7 @@ bool all_finite(const T* data, Index n) {
   T sums[kStrands] = {};
   Index i = 0;
   for (; i + kStrands <= n; i += kStrands) {
+#pragma GCC unroll 32
     for (Index j = 0; j < kStrands; ++j) sums[j] += data[i + j] * T(0);
   }
   for (Index j = 0; i < n; ++i, ++j) sums[j] += data[i] * T(0);
