@@ -61,7 +61,22 @@ struct ScalarOf<Model<T>> {
 template <class Model>
 using scalar_of = typename ScalarOf<std::remove_cv_t<std::remove_reference_t<Model>>>::type;
 
-// An update or a fit that serves models of both dtypes: its typed form is made at the first use with
+inline py::array_t<double> state_to_python(const std::vector<double>& state) {
+  return py::array_t<double>(static_cast<py::ssize_t>(state.size()), state.data());
+}
+
+// set(state) is false for what is no state of the object.
+template <class Set>
+void state_from_python(py::handle given, Set set) {
+  const auto value = vector_of<double>(given, "state", -1);
+  const std::vector<double> state(value.data(), value.data() + value.size());
+  if (!set(state)) {
+    wrong_value("state", "want what `state` gave before, got " + std::to_string(state.size()) +
+                             " values that are not a state of this object");
+  }
+}
+
+// A fit that serves models of both dtypes: its typed form is made at the first use with
 // a dtype, and takes the options and the state of the one before.
 template <template <class> class Algorithm>
 class AnyAlgorithm : public ZeroedUntilConstructed {
@@ -84,20 +99,13 @@ class AnyAlgorithm : public ZeroedUntilConstructed {
     return visit(f);
   }
 
-  typename Algorithm<float>::Options options() {
-    return with([](auto& a) { return a.options(); });
-  }
   py::array_t<double> state() {
-    const std::vector<double> state = with([](auto& a) { return a.state(); });
-    return py::array_t<double>(static_cast<py::ssize_t>(state.size()), state.data());
+    return state_to_python(with([](auto& a) { return a.state(); }));
   }
   void set_state(py::handle given) {
-    const auto value = vector_of<double>(given, "state", -1);
-    const std::vector<double> state(value.data(), value.data() + value.size());
-    if (!with([&](auto& a) { return a.set_state(state); })) {
-      wrong_value("state", "want what `state` gave before, got " + std::to_string(state.size()) +
-                               " values that are not a state of this object");
-    }
+    state_from_python(given, [&](const auto& state) {
+      return with([&](auto& a) { return a.set_state(state); });
+    });
   }
 
  private:
@@ -107,7 +115,7 @@ class AnyAlgorithm : public ZeroedUntilConstructed {
       return **same;
     }
     auto made = visit([](auto& other) { return std::make_unique<Algorithm<T>>(other.options()); });
-    if constexpr (has_state) made->set_state(visit([](auto& other) { return other.state(); }));
+    made->set_state(visit([](auto& other) { return other.state(); }));
     return *std::get<std::unique_ptr<Algorithm<T>>>(algorithm_ = std::move(made));
   }
 
@@ -120,12 +128,6 @@ class AnyAlgorithm : public ZeroedUntilConstructed {
         },
         algorithm_);
   }
-
-  template <class A, class = void>
-  struct HasState : std::false_type {};
-  template <class A>
-  struct HasState<A, std::void_t<decltype(&A::state)>> : std::true_type {};
-  static constexpr bool has_state = HasState<Algorithm<float>>::value;
 
   std::variant<std::unique_ptr<Algorithm<float>>, std::unique_ptr<Algorithm<double>>> algorithm_;
   std::mutex mutex_;

@@ -52,16 +52,12 @@ class PyUpdate : public ZeroedUntilConstructed {
   }
 
   py::array_t<double> state() {
-    const std::vector<double> state = read([](Update& update) { return update.state(); });
-    return py::array_t<double>(static_cast<py::ssize_t>(state.size()), state.data());
+    return state_to_python(read([](Update& update) { return update.state(); }));
   }
   void set_state(py::handle given) {
-    const auto value = vector_of<double>(given, "state", -1);
-    const std::vector<double> state(value.data(), value.data() + value.size());
-    if (!run([&](Update& update) { return update.set_state(state); })) {
-      wrong_value("state", "want what `state` gave before, got " + std::to_string(state.size()) +
-                               " values that are not a state of this object");
-    }
+    state_from_python(given, [&](const auto& state) {
+      return run([&](Update& update) { return update.set_state(state); });
+    });
   }
 
  private:
