@@ -1,7 +1,7 @@
 // Linear operators as Python may hold them, for the solvers.
 #pragma once
 
-#include <Eigen/Dense>
+#include <Eigen/Core>
 #include <functional>
 
 #include "natgrad/solvers/preconditioner.hpp"

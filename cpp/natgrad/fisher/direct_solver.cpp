@@ -249,17 +249,8 @@ bool DirectSolver<T>::solve_dense(const Linearization<T>& network, Index columns
     if (solved) cholesky_solve(u, x);
   } else if (n <= kMostEigenvalues && std::isfinite(trace)) {
     using Strided = Eigen::Map<const Eigen::MatrixXd, 0, Eigen::OuterStride<>>;
-    eigen_.compute(Strided(matrix_.data(), n, n, Eigen::OuterStride<>(stride)));
-    rotated_.resize(n);
-    rotated_.noalias() =
-        eigen_.eigenvectors().transpose() * Eigen::Map<const Eigen::VectorXd>(b, n);
-    for (Index i = 0; i < n; ++i) {
-      const double value = eigen_.eigenvalues()[i];
-      const double curvature = (value > rounding<T>(trace) ? value : 0) + damping;
-      rotated_[i] = curvature > 0 ? rotated_[i] / curvature : 0;
-    }
-    Eigen::Map<Eigen::VectorXd>(x, n).noalias() = eigen_.eigenvectors() * rotated_;
-    solved = eigen_.info() == Eigen::Success;
+    solved = eigen_.compute(Strided(matrix_.data(), n, n, Eigen::OuterStride<>(stride)));
+    if (solved) eigen_.solve(1, damping, rounding<T>(trace), b, x);
   }
   if (!solved || !all_finite(x, n)) return false;
   const Eigen::Map<const Eigen::VectorXd> solution(x, n);

@@ -8,8 +8,7 @@
 // The free outputs of an exact Fisher matrix stand outside of J: they have a diagonal of their own.
 #pragma once
 
-#include <Eigen/Eigenvalues>
-
+#include "natgrad/base/dense.hpp"
 #include "natgrad/fisher/cost_model.hpp"
 #include "natgrad/model/cached_adjoints.hpp"
 #include "natgrad/solvers/cholesky.hpp"
@@ -72,8 +71,7 @@ class DirectSolver {
   std::vector<Worker> workers_;
   Buffer<double> matrix_, factor_;  // F or nothing; F or J J', damped and factorised
   CholeskyScratch cholesky_;
-  Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen_;
-  Eigen::VectorXd rotated_;
+  SymmetricEigen eigen_;
   std::vector<Buffer<T>> adjoints_, inputs_;  // (width, K' N) and (in, N): features as rows
   Buffer<double> coefficients_;               // (K' N)
 };

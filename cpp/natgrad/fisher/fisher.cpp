@@ -1,6 +1,6 @@
 #include "natgrad/fisher/fisher.hpp"
 
-#include <Eigen/Dense>
+#include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
 #include <limits>

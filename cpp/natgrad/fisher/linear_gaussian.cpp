@@ -103,16 +103,9 @@ void LinearGaussian<T>::solve_by_cholesky(double precision, double damping) {
 template <class T>
 void LinearGaussian<T>::solve_by_eigenvalues(double precision, double damping) {
   const Index size = in_ + 1;
-  const double rounding = 8 * static_cast<double>(size) * std::numeric_limits<T>::epsilon() *
-                          eigen_.eigenvalues()[size - 1];
-  rotated_.resize(size);
-  rotated_.noalias() = eigen_.eigenvectors().transpose() * phi_;
-  for (Index i = 0; i < size; ++i) {
-    const double value = eigen_.eigenvalues()[i];
-    const double curvature = (value > rounding ? precision * value : 0) + damping;
-    rotated_[i] = curvature > 0 ? rotated_[i] / curvature : 0;
-  }
-  phi_.noalias() = eigen_.eigenvectors() * rotated_;
+  const double rounding =
+      8 * static_cast<double>(size) * std::numeric_limits<T>::epsilon() * eigen_.values()[size - 1];
+  eigen_.solve(precision, damping, rounding, phi_.data(), phi_.data());
 }
 
 template class LinearGaussian<float>;

@@ -8,8 +8,7 @@
 // solves (F + damping I) x = b; its eigenvalues do where G is singular and there is no damping.
 #pragma once
 
-#include <Eigen/Eigenvalues>
-
+#include "natgrad/base/dense.hpp"
 #include "natgrad/model/policy.hpp"
 #include "natgrad/solvers/cholesky.hpp"
 
@@ -41,8 +40,8 @@ class LinearGaussian {
   double weight_ = 0;         // sum_n w_n / N
   Buffer<double> precision_;  // (out): 1 / sigma^2
   Eigen::MatrixXd gram_;      // (in + 1, in + 1)
-  Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen_;
-  Eigen::VectorXd phi_, rotated_;  // (in + 1) of one output
+  SymmetricEigen eigen_;
+  Eigen::VectorXd phi_;  // (in + 1) of one output
   Buffer<double> factor_;
   Buffer<double> fv_;  // (P)
   CholeskyScratch cholesky_;

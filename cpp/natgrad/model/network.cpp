@@ -1,10 +1,11 @@
 #include "natgrad/model/network.hpp"
 
-#include <Eigen/Dense>
+#include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "natgrad/base/dense.hpp"
 #include "natgrad/base/random.hpp"
 
 namespace natgrad {
@@ -101,11 +102,7 @@ void Network<T>::initialize(T* theta, Initialization kind, double output_scale,
       // group (Mezzadri 2007).
       const bool wide = in > out;
       const Eigen::MatrixXd tall = wide ? Eigen::MatrixXd(w.transpose()) : Eigen::MatrixXd(w);
-      const Eigen::HouseholderQR<Eigen::MatrixXd> qr(tall);
-      Eigen::MatrixXd q = qr.householderQ() * Eigen::MatrixXd::Identity(tall.rows(), tall.cols());
-      for (Index j = 0; j < q.cols(); ++j) {
-        if (qr.matrixQR()(j, j) < 0) q.col(j) = -q.col(j);
-      }
+      const Eigen::MatrixXd q = orthonormal_columns(tall, true);
       if (wide) {
         w = q.transpose();
       } else {

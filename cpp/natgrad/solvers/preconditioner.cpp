@@ -1,10 +1,10 @@
 #include "natgrad/solvers/preconditioner.hpp"
 
-#include <Eigen/Dense>
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "natgrad/base/dense.hpp"
 #include "natgrad/base/random.hpp"
 
 namespace natgrad {
@@ -29,8 +29,7 @@ bool NystromPreconditioner::attach(LinearOperator a, Index n, Index rank, double
   RandomStream random(seed, 0, 0);
   Eigen::MatrixXd sketch(n, rank);
   for (Index i = 0; i < sketch.size(); ++i) sketch.data()[i] = random.normal();
-  const Eigen::HouseholderQR<Eigen::MatrixXd> qr(sketch);
-  sketch = qr.householderQ() * Eigen::MatrixXd::Identity(n, rank);
+  sketch = orthonormal_columns(sketch);
   Eigen::MatrixXd image(n, rank);
   for (Index j = 0; j < rank; ++j) a(sketch.col(j).data(), image.col(j).data());
   const double shift =
@@ -45,16 +44,16 @@ bool NystromPreconditioner::attach(LinearOperator a, Index n, Index rank, double
   image += shift * sketch;
   Eigen::MatrixXd gram = sketch.transpose() * image;
   gram = (gram + gram.transpose()).eval() / 2;
-  const Eigen::LLT<Eigen::MatrixXd> root(gram);
-  if (root.info() != Eigen::Success) return false;
-  root.matrixU().solveInPlace<Eigen::OnTheRight>(image);  // B with B B' = A on the sketch
+  if (!divide_by_root(gram, &image)) return false;  // B with B B' = A on the sketch
 
-  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(image.transpose() * image);
-  const Eigen::VectorXd& squares = eigen.eigenvalues();  // ascending
+  SymmetricEigen eigen;
+  gram = image.transpose() * image;
+  eigen.compute(gram);
+  const Eigen::VectorXd& squares = eigen.values();
   Index kept = 0;
   while (kept < rank && squares[rank - 1 - kept] > 2 * shift) ++kept;
   const Eigen::VectorXd values = squares.tail(kept).array() - shift;
-  u_ = image * eigen.eigenvectors().rightCols(kept) *
+  u_ = image * eigen.vectors().rightCols(kept) *
        squares.tail(kept).cwiseSqrt().cwiseInverse().asDiagonal();
   weights_.resize(kept);
   for (Index i = 0; i < kept; ++i) {
