@@ -8,6 +8,8 @@
 #include <cmath>
 #include <span>
 #include <string>
+#include <type_traits>
+#include <vector>
 
 #include "natgrad/base/types.hpp"
 #include "natgrad/model/distributions/distribution.hpp"
@@ -29,11 +31,27 @@ std::string dtype_name() {
   return py::str(py::dtype::of<T>()).template cast<std::string>();
 }
 
+// A subclass of ndarray is taken for its values, except where it says that some of them are none.
+inline void require_no_mask(const py::array& a, const std::string& name) {
+  if (py::type::handle_of(a).ptr() ==
+      reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_)) {
+    return;
+  }
+  const py::module_ masked = py::module_::import("numpy.ma");
+  if (!py::isinstance(a, masked.attr("MaskedArray"))) return;
+  const auto count = masked.attr("count_masked")(a).cast<py::ssize_t>();
+  if (count > 0) {
+    wrong_value(name, "want values only, got a masked array with " + std::to_string(count) +
+                          " of them masked; fill or leave out what is masked");
+  }
+}
+
 // Any array of real numbers; `integral` asks for whole numbers.
 inline py::array numeric_array(py::handle given, const std::string& name, bool integral = false) {
   py::array a;
   if (py::isinstance<py::array>(given)) {
     a = py::reinterpret_borrow<py::array>(given);
+    require_no_mask(a, name);
   } else {
     const bool only_dlpack = py::hasattr(given, "__dlpack__") && !py::hasattr(given, "__array__");
     try {
@@ -56,24 +74,26 @@ inline py::array numeric_array(py::handle given, const std::string& name, bool i
 template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
+// The values as T. NumPy would warn of those that are beyond the range of T, and a warning may be an error
+// that names no argument; here they become infinite, which the caller looks for.
+template <class T>
+Array<T> values_as(const py::array& raw) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (py::isinstance<py::array_t<double>>(raw)) {
+      const Array<double> wide(raw);
+      Array<float> narrow(std::vector<py::ssize_t>(raw.shape(), raw.shape() + raw.ndim()));
+      const double* from = wide.data();
+      float* to = narrow.mutable_data();
+      for (py::ssize_t i = 0; i < wide.size(); ++i) to[i] = static_cast<float>(from[i]);
+      return narrow;
+    }
+  }
+  return Array<T>(raw);
+}
+
 template <class T>
 std::span<const T> span_of(const Array<T>& a) {
   return {a.data(), static_cast<std::size_t>(a.size())};
-}
-
-// Whether all are finite: one pass without branches, in strands that the compiler makes vectors of.
-template <class T>
-bool all_finite(const T* data, Index n) {
-  constexpr Index kStrands = 32;
-  T sums[kStrands] = {};
-  Index i = 0;
-  for (; i + kStrands <= n; i += kStrands) {
-#pragma GCC unroll 32
-    for (Index j = 0; j < kStrands; ++j) sums[j] += data[i + j] * T(0);
-  }
-  for (Index j = 0; i < n; ++i, ++j) sums[j] += data[i] * T(0);
-  for (Index j = 1; j < kStrands; ++j) sums[0] += sums[j];
-  return sums[0] == T(0);
 }
 
 template <class T>
@@ -93,6 +113,16 @@ void require_finite(const Array<T>& a, const std::string& name) {
   }
 }
 
+// Actions (rows, width) that were drawn from the distributions whose parameters `source` led to.
+template <class T>
+void require_finite_actions(const T* actions, Index rows, Index width, const std::string& source) {
+  if (all_finite(actions, rows * width)) return;
+  Index row = 0;
+  while (all_finite(actions + row * width, width)) ++row;
+  wrong_value(source + "[" + std::to_string(row) + "]",
+              "want a distribution of finite actions, got one whose mean or scale is too large");
+}
+
 // A vector of `size` finite numbers (any length for size < 0).
 template <class T>
 Array<T> vector_of(py::handle given, const std::string& name, py::ssize_t size,
@@ -102,7 +132,7 @@ Array<T> vector_of(py::handle given, const std::string& name, py::ssize_t size,
     wrong_value(name, "want shape (" + (size >= 0 ? std::to_string(size) : std::string("n")) +
                           ",), got " + shape_text(raw));
   }
-  Array<T> a(raw);
+  Array<T> a = values_as<T>(raw);
   if (finite) require_finite(a, name);
   return a;
 }
@@ -133,7 +163,7 @@ Rows<T> rows_of(py::handle given, const std::string& name, Index columns, bool i
     wrong_value(name, "want " + std::to_string(columns) + " columns, got shape " + shape_text(raw));
   }
   if (count == 0) wrong_value(name, "want at least one row, got shape " + shape_text(raw));
-  Rows<T> rows{Array<T>(raw), single, count, columns};
+  Rows<T> rows{values_as<T>(raw), single, count, columns};
   require_finite(rows.array, name);
   return rows;
 }
@@ -155,7 +185,7 @@ Array<T> actions_of(py::handle given, const Distribution& distribution, Index ro
     if (!scalar) wanted += (single ? "" : " ") + std::to_string(width) + (single ? "," : "");
     wrong_value(name, "want shape " + wanted + "), got " + shape_text(raw));
   }
-  Array<T> a(raw);
+  Array<T> a = values_as<T>(raw);
   require_finite(a, name);
   if (!discrete) return a;
   for (py::ssize_t i = 0; i < a.size(); ++i) {

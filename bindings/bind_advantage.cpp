@@ -51,6 +51,9 @@ std::pair<py::array_t<double>, py::array_t<double>> gae(
     const py::gil_scoped_release release;  // plain memory from here on
     generalized_advantages(t, gamma, gae_lambda, to_advantages, to_returns);
   }
+  if (!all_finite(to_advantages, raw.size()) || !all_finite(to_returns, raw.size())) {
+    wrong_value("rewards", "want rewards and values whose discounted sums are finite");
+  }
   return {std::move(advantages), std::move(returns)};
 }
 
@@ -78,7 +81,8 @@ valid : bool, same shape, optional
 Returns
 -------
 advantages, returns : float64, same shape
-    returns = advantages + values, the targets for the critic. Raises ValueError or TypeError.)");
+    returns = advantages + values, the targets for the critic. Raises ValueError or TypeError, also
+    where a sum would overflow.)");
 }
 
 }  // namespace natgrad::bindings

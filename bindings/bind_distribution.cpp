@@ -151,6 +151,8 @@ not finite, and TypeError for a dtype that is not numeric.)")
             const auto actions = per_row_vector(self, outputs, action_size(self.distribution),
                                                 [&](const auto& d, const double* y, Index n,
                                                     double* out) { d.sample(y, rng.row(n), out); });
+            const Index width = action_size(self.distribution);
+            require_finite_actions(actions.data(), actions.size() / width, width, "outputs");
             ++rng.counter;
             return actions_to_python<double>(Array<double>(actions), self.distribution, false);
           },

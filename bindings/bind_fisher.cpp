@@ -153,8 +153,9 @@ solver : {'direct', 'linear_gaussian', 'dense', 'sample'}
     that the cost model says is fastest.
 
 Without damping x is the shortest least-squares solution. Returns a CgResult: CONVERGED after 0
-iterations with the residual measured, or INDEFINITE and x = 0 where the damping does not stand out
-of rounding. Raises ValueError or TypeError for a bad b or option, or a form that F does not have.)")
+iterations with the residual measured; INDEFINITE where a part of b is in the null space of F and stays in
+the residual, or where the damping does not stand out of rounding, with x = 0. Raises ValueError or
+TypeError for a bad b or option, or a form that F does not have.)")
       .def("__repr__", [](const PyFisher& self) {
         return "<Fisher " + std::to_string(self.size()) + " x " + std::to_string(self.size()) + ">";
       });

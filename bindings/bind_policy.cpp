@@ -263,10 +263,13 @@ do not fit and values that are not finite raise ValueError, dtypes that are not 
               py::array_t<T> log_probs(rows.count);
               const Matrix<T> to = mutable_rows(actions);
               T* log_prob = log_probs.mutable_data();
+              Rng drawn = rng;  // is its own again if there is no result
               {
                 const py::gil_scoped_release release;  // plain memory from here on
-                policy.sample(rows.view(), &rng, to, log_prob);
+                policy.sample(rows.view(), &drawn, to, log_prob);
               }
+              require_finite_actions(to.data, to.rows, to.columns, "observations");
+              rng = drawn;
               return py::make_tuple(
                   actions_to_python<T>(Array<T>(actions), policy.distribution(), rows.single),
                   rows.drop_axis(std::move(log_probs)));

@@ -50,20 +50,20 @@ void bind_report(py::module_& m) {
              "x'Fx <= 0, so the step has no length; unchanged.")
       .finalize();
 
-  py::class_<CgSummary>(m, "CgReport", py::is_final(), "The linear solve of an update.")
-      .def_readonly("status", &CgSummary::status, "Why it stopped.")
-      .def_readonly("iterations", &CgSummary::iterations, "Of conjugate gradients.")
+  py::class_<CgReport>(m, "CgReport", py::is_final(), "The linear solve of an update.")
+      .def_readonly("status", &CgReport::status, "Why it stopped.")
+      .def_readonly("iterations", &CgReport::iterations, "Of conjugate gradients.")
       .def_readonly(
-          "products", &CgSummary::products,
+          "products", &CgReport::products,
           "Fisher products: iterations, and one for a warm start or a closed form's residual.")
       .def_readonly(
-          "residual_norm", &CgSummary::residual_norm,
+          "residual_norm", &CgReport::residual_norm,
           "||g - (F + damping I) x||; of (eq. 8.4) with a metric. Without last_residual it\n"
           "is that before the last iteration.")
-      .def_property_readonly("relative_residual", &CgSummary::relative_residual,
+      .def_property_readonly("relative_residual", &CgReport::relative_residual,
                              "The same divided by the norm of the right-hand side.")
-      .def_readonly("quadratic_form", &CgSummary::quadratic_form, "x'Fx, without damping.")
-      .def_readonly("model_value", &CgSummary::model_value,
+      .def_readonly("quadratic_form", &CgReport::quadratic_form, "x'Fx, without damping.")
+      .def_readonly("model_value", &CgReport::model_value,
                     "1/2 x'(F + damping D)x - g'x, which the solve minimises (eq. 8.1).");
 
   py::class_<UpdateReport>(m, "UpdateReport", py::is_final(),

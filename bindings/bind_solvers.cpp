@@ -11,7 +11,7 @@
 namespace natgrad::bindings {
 namespace {
 
-std::string message_of(const CgSummary& s) {
+std::string message_of(const CgReport& s) {
   char text[200];
   if (s.status == CgStatus::INDEFINITE) {
     std::snprintf(text, sizeof(text),
@@ -39,6 +39,7 @@ CgResult solve(py::handle a, py::handle given_b, py::handle given_x0, double dam
   options.progress_tolerance = non_negative(progress_tolerance, "progress_tolerance");
   options.progress_window = at_least(progress_window, 1, "progress_window");
   options.scale_start = scale_x0;
+  options.bounded_residual = options.damping == 0;
   CgResult result{py::array_t<double>(n), {}, Solver::conjugate_gradient};
   double* x = result.x.mutable_data();
   if (given_x0.is_none()) {
@@ -50,6 +51,7 @@ CgResult solve(py::handle a, py::handle given_b, py::handle given_x0, double dam
   const py::object tensor =
       is_tensor(given_b) ? py::reinterpret_borrow<py::object>(given_b) : py::object(py::none());
   const OperatorFromPython op = make_operator(a, n, "A", options.max_iterations, tensor);
+  options.rounding = op.rounding;
   std::optional<OperatorFromPython> inverse;
   if (!preconditioner.is_none()) {
     inverse = make_operator(preconditioner, n, "preconditioner", options.max_iterations, tensor);
@@ -156,7 +158,10 @@ void bind_solvers(py::module_& m) {
         py::arg("scale_x0") = CgOptions{}.scale_start,
         R"(Solves (A + damping I) x = b for a symmetric positive semidefinite A.
 
-Hestenes and Stiefel (1952), preconditioned, with a guard on curvature.
+Hestenes and Stiefel (1952), preconditioned, with a guard on curvature. For a singular A and a b outside its
+range there is no solution: where damping = 0 and the iterates diverge, x is the one of the smallest
+residual. CONVERGED means that the residual was measured, or that rounding cannot have changed it by a tenth
+of the tolerance.
 
 Parameters
 ----------

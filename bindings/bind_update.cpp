@@ -65,6 +65,7 @@ class OperatorCurvature final : public Curvature {
       : n_(n), operator_(make_operator(fisher, n, "fisher", products)) {}
   Index size() const override { return n_; }
   void product(const double* v, double* out) override { operator_.apply(v, out); }
+  double rounding() const override { return operator_.rounding; }
 
  private:
   Index n_;
@@ -241,7 +242,8 @@ void bind_update(py::module_& m) {
 
 It takes the gradient g = grad L (eq. 3.4), solves (F + damping D) x = g (eq. 5.1), scales x to the full step
 d = sqrt(2 max_kl / x'Fx) x (eq. 5.2), and searches backwards for the first fraction of d that improves the
-surrogate and keeps KL(old || new) <= max_kl. Without a line search it is Kakade's (2002) closed-form step.
+surrogate and keeps KL(old || new) <= max_kl. Without a line search it is Kakade's (2002) closed-form
+step, which is taken unless its divergence is more than ten times max_kl.
 
 Parameters
 ----------

@@ -130,7 +130,7 @@ class AnyAlgorithm : public ZeroedUntilConstructed {
   }
 
   std::variant<std::unique_ptr<Algorithm<float>>, std::unique_ptr<Algorithm<double>>> algorithm_;
-  std::mutex mutex_;
+  ForkSafeMutex mutex_;
 };
 
 Candidate candidate_of(const py::object& result);  // of a function evaluate() in Python

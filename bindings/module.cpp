@@ -4,6 +4,15 @@
 
 PYBIND11_MODULE(_core, m) {
   using namespace natgrad::bindings;
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const natgrad::OutOfMemory& error) {
+      PyErr_Format(PyExc_MemoryError, "%s; nothing has changed", error.what());
+    } catch (const std::bad_alloc&) {
+      PyErr_SetString(PyExc_MemoryError, "cannot allocate memory; nothing has changed");
+    }
+  });
   m.doc() = "The compiled core of natgrad: analytic Fisher products, solvers and updates.";
   m.attr("__version__") = NATGRAD_VERSION;
   bind_random(m);

@@ -12,7 +12,7 @@ namespace natgrad::bindings {
 
 struct CgResult {
   py::array_t<double> x;
-  CgSummary summary;
+  CgReport summary;
   Solver solver;
 };
 
@@ -189,6 +189,12 @@ class PyFisher : public ZeroedUntilConstructed {
     return py::array_t<double>(py::object(out.attr("T")));
   }
 
+  // The relative rounding error of a product.
+  double rounding() const {
+    return visit(
+        []<class T>(const Typed<T>&) -> double { return std::numeric_limits<T>::epsilon(); });
+  }
+
   static bool is_direct(Solver solver) {
     return solver != Solver::automatic && solver != Solver::conjugate_gradient;
   }
@@ -213,7 +219,7 @@ class PyFisher : public ZeroedUntilConstructed {
         fx.fill_zero();
       }
       for (Index i = 0; i < n; ++i) fx[i] += t.fisher.damping() * x[i];
-      result.summary = summarize_solution(b.data(), x, fx.data(), more_damping, n);
+      result.summary = summarize_solution(b.data(), x, fx.data(), more_damping, n, rounding());
     });
     return result;
   }
@@ -244,7 +250,7 @@ class PyFisher : public ZeroedUntilConstructed {
   std::variant<std::unique_ptr<Typed<float>>, std::unique_ptr<Typed<double>>> typed_;
   FisherKind kind_ = FisherKind::exact;
   FisherMethod method_ = FisherMethod::automatic;
-  std::mutex mutex_;
+  ForkSafeMutex mutex_;
 };
 
 }  // namespace natgrad::bindings

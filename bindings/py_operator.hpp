@@ -34,7 +34,7 @@ class PyPreconditioner : public ZeroedUntilConstructed {
 
  private:
   std::unique_ptr<Preconditioner> inverse_;
-  std::mutex mutex_;
+  ForkSafeMutex mutex_;
 };
 struct PyKroneckerFactors : PyPreconditioner {
   using PyPreconditioner::PyPreconditioner;
@@ -50,11 +50,12 @@ struct PyNystrom : PyPreconditioner {
 };
 
 // y = A x for anything that Python may offer. `compiled` operators run without the GIL; one that
-// `varies` is a preconditioner for flexible conjugate gradients.
+// `varies` is a preconditioner for flexible conjugate gradients. `rounding` is that of CgOptions.
 struct OperatorFromPython {
   std::function<void(const double*, double*)> apply;
   bool compiled = false;
   bool varies = false;
+  double rounding = std::numeric_limits<double>::epsilon();
 };
 
 // A tensor of torch, without importing torch.
@@ -67,6 +68,15 @@ inline bool is_tensor(py::handle a) {
 inline py::object on_host(py::handle a) {
   if (is_tensor(a)) return a.attr("detach")().attr("cpu")();
   return py::reinterpret_borrow<py::object>(a);
+}
+
+// Of products that an operator computes in its own dtype.
+inline double rounding_of(py::handle a) {
+  if (py::hasattr(a, "dtype") && py::isinstance<py::dtype>(a.attr("dtype"))) {
+    const auto dtype = py::reinterpret_borrow<py::dtype>(a.attr("dtype"));
+    if (dtype.kind() == 'f' && dtype.itemsize() <= 4) return std::numeric_limits<float>::epsilon();
+  }
+  return std::numeric_limits<double>::epsilon();
 }
 
 // `products` is how many may be asked for, which a Fisher plans for. Functions of Python are given
@@ -83,7 +93,8 @@ inline OperatorFromPython make_operator(py::handle a, Index n, const std::string
       const py::gil_scoped_release release;  // plain memory from here on
       return fisher.plan(products);
     };
-    return {[f = planned()](const double* x, double* y) { f.product(x, y); }, true};
+    return {[f = planned()](const double* x, double* y) { f.product(x, y); }, true, false,
+            fisher.rounding()};
   }
   if (py::isinstance<PyPreconditioner>(a)) {
     auto& preconditioner = a.cast<PyPreconditioner&>();
@@ -96,7 +107,9 @@ inline OperatorFromPython make_operator(py::handle a, Index n, const std::string
             preconditioner.varies()};
   }
   // Foreign operators are given a copy of the vector: they may keep it.
-  const auto from_callable = [n, name, tensor](py::object call) -> OperatorFromPython {
+  const bool single = is_tensor(tensor) && tensor.attr("element_size")().cast<int>() <= 4;
+  const double rounding = single ? std::numeric_limits<float>::epsilon() : rounding_of(a);
+  const auto from_callable = [n, name, tensor, rounding](py::object call) -> OperatorFromPython {
     return {[call = std::move(call), n, name, tensor](const double* x, double* y) {
               py::object v = py::array_t<double>(n, x);
               if (!tensor.is_none()) {
@@ -105,7 +118,7 @@ inline OperatorFromPython make_operator(py::handle a, Index n, const std::string
               const auto result = vector_of<double>(on_host(call(v)), name + "(v)", n, false);
               std::copy_n(result.data(), n, y);
             },
-            false};
+            false, false, rounding};
   };
   if (py::hasattr(a, "matvec")) return from_callable(a.attr("matvec"));
   if (!py::hasattr(a, "__array_priority__") || py::hasattr(a, "__array__")) {

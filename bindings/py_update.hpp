@@ -69,7 +69,7 @@ class PyUpdate : public ZeroedUntilConstructed {
     if (is_owner()) throw std::runtime_error("the update is already running in this thread");
   }
   std::unique_ptr<Update> update_;
-  std::mutex mutex_;
+  ForkSafeMutex mutex_;
   std::atomic<std::thread::id> owner_;
 };
 

@@ -162,9 +162,10 @@ def test_without_damping_the_shortest_least_squares_solution_comes_out(case, kin
     b = np.random.default_rng(1).normal(size=p.theta.size)
     want = np.linalg.lstsq(matrix, b, rcond=1e-13)[0]
     got = fisher_of(p, kind).solve(b, 0.0)
-    assert got.status == core.CgStatus.CONVERGED
     assert relative_error(got.x, want) < 1e-6
     outside = np.linalg.norm(b - matrix @ want)
+    solved = outside < 1e-8 * np.linalg.norm(b)
+    assert got.status == (core.CgStatus.CONVERGED if solved else core.CgStatus.INDEFINITE)
     assert np.isclose(got.residual_norm, outside, rtol=1e-6)  # of b in the null space
 
 

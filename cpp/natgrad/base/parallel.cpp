@@ -7,10 +7,12 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <mutex>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace natgrad {
@@ -64,7 +66,11 @@ class Pool {
   explicit Pool(int helpers)
       : ranges_(static_cast<std::size_t>(helpers) + 1), places_(static_cast<std::size_t>(helpers)) {
     threads_.reserve(static_cast<std::size_t>(helpers));
-    for (int i = 0; i < helpers; ++i) threads_.emplace_back([this, i] { serve(i + 1); });
+    try {
+      for (int i = 0; i < helpers; ++i) threads_.emplace_back([this, i] { serve(i + 1); });
+    } catch (const std::exception&) {
+      // No memory or no process for another thread: those that there are do all tasks.
+    }
   }
 
   ~Pool() {
@@ -76,7 +82,7 @@ class Pool {
     for (std::thread& thread : threads_) thread.join();
   }
 
-  int helpers() const { return static_cast<int>(threads_.size()); }
+  int helpers() const { return static_cast<int>(places_.size()); }  // as asked for
 
   void run(int tasks, FunctionRef<void(int, int)> f) {
     job_ = &f;
@@ -89,7 +95,7 @@ class Pool {
     if (parked_.load() > 0) {
       {
         const std::lock_guard lock(mutex_);  // a helper has looked and sleeps, or will look again
-        for (std::size_t i = 0; i < places_.size(); ++i)
+        for (std::size_t i = 0; i < threads_.size(); ++i)
           places_[i].leave_this_processor(threads_[i]);
       }
       wake_.notify_all();
@@ -102,6 +108,7 @@ class Pool {
         std::this_thread::yield();
       }
     }
+    if (thrown_) std::rethrow_exception(std::exchange(thrown_, nullptr));
   }
 
  private:
@@ -143,7 +150,12 @@ class Pool {
       task = ranges_[(own + i) % workers].take(i == 0);
     }
     if (task < 0) return false;
-    (*job_)(task, worker);
+    try {
+      (*job_)(task, worker);
+    } catch (...) {  // the caller's, once all tasks have ended
+      const std::lock_guard lock(mutex_);
+      if (!thrown_) thrown_ = std::current_exception();
+    }
     done_.fetch_add(1, std::memory_order_release);
     return true;
   }
@@ -179,6 +191,7 @@ class Pool {
   std::atomic<int> parked_{0}, done_{0};
   std::atomic<bool> stopping_{false};
   FunctionRef<void(int, int)>* job_ = nullptr;
+  std::exception_ptr thrown_;  // by the first task that failed
   std::vector<std::thread> threads_;
 };
 
@@ -202,17 +215,23 @@ std::atomic<int> wanted_threads{0};
 std::mutex pool_mutex;             // held while the pool is in use
 Pool* pool = nullptr;              // leaked at exit: its threads may outlive static destruction
 thread_local bool inside = false;  // this thread is already working for the pool
+int generation = 0;                // changes only in a child of fork, which has one thread then
 
 // A forked child has none of the pool's threads: it forgets the pool and makes another when needed.
 // The lock is taken around fork so that the child never inherits it locked.
 [[maybe_unused]] const int fork_handlers =
     pthread_atfork([] { pool_mutex.lock(); }, [] { pool_mutex.unlock(); },
                    [] {
+                     ++generation;
                      pool = nullptr;
                      pool_mutex.unlock();
                    });
 
 }  // namespace
+
+int fork_generation() {
+  return generation;
+}
 
 int num_threads() {
   int n = wanted_threads.load();
@@ -240,7 +259,12 @@ void parallel_for(int tasks, FunctionRef<void(int, int)> f) {
     pool = new Pool(threads - 1);
   }
   inside = true;
-  pool->run(tasks, f);
+  try {
+    pool->run(tasks, f);
+  } catch (...) {
+    inside = false;
+    throw;
+  }
   inside = false;
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -48,6 +49,19 @@ struct Matrix {
   operator Matrix<const T>() const { return {data, rows, columns, stride}; }
 };
 
+// Says how much memory there was not.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(std::size_t bytes) {
+    std::snprintf(text_, sizeof(text_), "cannot allocate %.3g MB",
+                  static_cast<double>(bytes) * 1e-6);
+  }
+  const char* what() const noexcept override { return text_; }
+
+ private:
+  char text_[48];
+};
+
 // Aligned storage that only grows: `resize` allocates only beyond the largest size seen so far, so that an
 // update allocates nothing after its first call. Growth sets all contents to zero.
 template <class T>
@@ -70,11 +84,20 @@ class Buffer {
     if (size > capacity_) {
       const auto bytes =
           static_cast<std::size_t>(round_up(size * static_cast<Index>(sizeof(T)), kAlignment));
-      storage_.reset(static_cast<T*>(::operator new(bytes, std::align_val_t{kAlignment})));
+      void* const grown = ::operator new(bytes, std::align_val_t{kAlignment}, std::nothrow);
+      if (grown == nullptr) throw OutOfMemory(bytes);
+      storage_.reset(static_cast<T*>(grown));
       std::memset(static_cast<void*>(storage_.get()), 0, bytes);
       capacity_ = size;
     }
     size_ = size;
+  }
+  // Memory for `size` values, with the contents as they are.
+  void reserve(Index size) {
+    if (size <= capacity_) return;
+    Buffer grown(size);
+    grown = *this;
+    *this = std::move(grown);
   }
   void fill_zero() {
     if (size_ > 0) {
@@ -123,5 +146,20 @@ class FunctionRef<R(Args...)> {
 
 // y = A x, for vectors whose length both sides know. Vectors of solvers are always double.
 using LinearOperator = FunctionRef<void(const double* x, double* y)>;
+
+// Whether all are finite: one pass without branches, in strands that the compiler makes vectors of.
+template <class T>
+bool all_finite(const T* data, Index n) {
+  constexpr Index kStrands = 32;
+  T sums[kStrands] = {};
+  Index i = 0;
+  for (; i + kStrands <= n; i += kStrands) {
+#pragma GCC unroll 32
+    for (Index j = 0; j < kStrands; ++j) sums[j] += data[i + j] * T(0);
+  }
+  for (Index j = 0; i < n; ++i, ++j) sums[j] += data[i] * T(0);
+  for (Index j = 1; j < kStrands; ++j) sums[0] += sums[j];
+  return sums[0] == T(0);
+}
 
 }  // namespace natgrad

@@ -48,10 +48,6 @@ double rounding(double trace) {
   return std::numeric_limits<T>::epsilon() * trace;
 }
 
-bool all_finite(const double* x, Index n) {
-  return std::all_of(x, x + n, [](double value) { return std::isfinite(value); });
-}
-
 }  // namespace
 
 template <class T>

@@ -22,8 +22,9 @@ void ParameterizedNetwork<T>::outputs(Matrix<const T> observations,
   const std::size_t bytes = sizeof(T) * static_cast<std::size_t>(parameters_.size());
   if (packed_from_.size() == 0 ||
       std::memcmp(packed_from_.data(), parameters_.data(), bytes) != 0) {
+    packed_from_.resize(0);  // should there be no memory for the next two lines
+    network_.pack(parameters_.data(), false, &packed_);
     packed_from_ = parameters_;
-    network_.pack(packed_from_.data(), false, &packed_);
   }
   for (Index first = 0; first < observations.rows; first += kChunkRows) {
     const Index rows = std::min(kChunkRows, observations.rows - first);

@@ -2,7 +2,6 @@
 // all parameters in one flat vector.
 #pragma once
 
-#include <mutex>
 #include <span>
 
 #include "natgrad/model/cached_adjoints.hpp"
@@ -33,7 +32,7 @@ class ParameterizedNetwork {
  private:
   Network<T> network_;
   Buffer<T> parameters_;
-  std::mutex mutex_;  // guards what follows
+  ForkSafeMutex mutex_;  // guards what follows
   PackedLayers<T> packed_;
   Buffer<T> packed_from_;
   Linearization<T> workspace_;

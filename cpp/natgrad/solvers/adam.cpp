@@ -23,9 +23,12 @@ void Adam::step(const double* gradient, Index n, double learning_rate, double* s
   }
 }
 
+bool Adam::is_finite() const {
+  return all_finite(state_.data(), state_.size());
+}
+
 bool Adam::set_state(const std::vector<double>& state) {
-  const bool finite =
-      std::all_of(state.begin(), state.end(), [](double x) { return std::isfinite(x); });
+  const bool finite = all_finite(state.data(), static_cast<Index>(state.size()));
   if (!finite || (!state.empty() && (state.size() % 2 == 0 || state[0] < 1))) return false;
   state_.resize(static_cast<Index>(state.size()));
   std::copy(state.begin(), state.end(), state_.begin());

@@ -14,7 +14,9 @@ class Adam {
 
   // (1 + 2 n): number of steps, first moments, second moments. Empty before the first step.
   std::vector<double> state() const { return {state_.begin(), state_.end()}; }
-  bool set_state(const std::vector<double>& state);  // false: not a state of Adam
+  void reserve(Index n) { state_.reserve(2 * n + 1); }  // for a state that is copied here
+  bool is_finite() const;                               // no moment has overflowed
+  bool set_state(const std::vector<double>& state);     // false: not a state of Adam
 
  private:
   Buffer<double> state_;

@@ -2,10 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace natgrad {
 
 namespace {
+
+// Curvatures p'Ap / p'p relative to the largest one so far: what rounding makes of 0, in multiples of the
+// rounding error of a product and at least; what is nearly none; and what is small enough to blame for a
+// residual that has grown, as a residual of kGrown times the first is.
+constexpr double kNoise = 4, kLeastNoise = 1e-13, kVanishing = 1e-10, kSmall = 1e-2, kGrown = 5;
 
 // sum_i term(i), in independent sums so that the compiler may use vectors.
 template <class Term>
@@ -28,7 +34,7 @@ double dot(const double* x, const double* y, Index n) {
 
 namespace {
 
-// The norm of x, given x'x, without overflow or underflow of the squares.
+// ||x||, given x'x.
 double norm(const double* x, Index n, double squared) {
   if (squared > 1e-280 && squared < 1e280) return std::sqrt(squared);
   double largest = 0;
@@ -37,28 +43,70 @@ double norm(const double* x, Index n, double squared) {
     largest = std::max(largest, std::abs(x[i]));
   }
   if (largest == 0 || std::isinf(largest)) return largest;
-  double sum = 0;
-  for (Index i = 0; i < n; ++i) sum += (x[i] / largest) * (x[i] / largest);
-  return largest * std::sqrt(sum);
+  return largest * std::sqrt(sum(n, [=](Index i) {
+           const double part = x[i] / largest;
+           return part * part;
+         }));
+}
+
+// The system of b and x0 times 2^-exponent, and its solution times 2^exponent: the same digits.
+CgReport solve_scaled(int exponent, LinearOperator a, Index n, const double* b, double* x,
+                      CgOptions options, const LinearOperator* preconditioner, CgScratch* scratch,
+                      const QuadraticForm* form) {
+  scratch->scaled.resize(n);
+  for (Index i = 0; i < n; ++i) {
+    scratch->scaled[i] = std::ldexp(b[i], -exponent);
+    x[i] = std::ldexp(x[i], -exponent);
+  }
+  if (!all_finite(x, n)) std::fill_n(x, n, 0.0);
+  options.atol = std::ldexp(options.atol, -exponent);
+  options.model_goal = std::ldexp(options.model_goal, -2 * exponent);
+  CgReport summary =
+      conjugate_gradient(a, n, scratch->scaled.data(), x, options, preconditioner, scratch, form);
+  for (Index i = 0; i < n; ++i) x[i] = std::ldexp(x[i], exponent);
+  if (!all_finite(x, n)) {
+    std::fill_n(x, n, 0.0);
+    summary.status = CgStatus::INDEFINITE;
+    summary.residual_norm = summary.rhs_norm;
+    summary.quadratic_form = summary.squared_norm = summary.model_value = 0;
+  }
+  for (double* value : {&summary.residual_norm, &summary.rhs_norm}) {
+    *value = std::ldexp(*value, exponent);
+  }
+  for (double* value :
+       {&summary.quadratic_form, &summary.squared_norm, &summary.curvature, &summary.model_value}) {
+    *value = std::ldexp(*value, 2 * exponent);
+  }
+  return summary;
 }
 
 }  // namespace
 
-CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double* x,
-                             const CgOptions& options, const LinearOperator* preconditioner,
-                             CgScratch* scratch, const QuadraticForm* form) {
-  for (Buffer<double>* buffer : {&scratch->r, &scratch->p, &scratch->q}) buffer->resize(n);
+double norm(const double* x, Index n) {
+  return norm(x, n, dot(x, x, n));
+}
+
+CgReport conjugate_gradient(LinearOperator a, Index n, const double* b, double* x,
+                            const CgOptions& options, const LinearOperator* preconditioner,
+                            CgScratch* scratch, const QuadraticForm* form) {
+  for (Buffer<double>* buffer : {&scratch->r, &scratch->p, &scratch->q, &scratch->best}) {
+    buffer->resize(n);
+  }
   if (preconditioner != nullptr) scratch->z.resize(n);
   double* r = scratch->r.data();
   double* p = scratch->p.data();
   double* z = preconditioner != nullptr ? scratch->z.data() : r;
   double* q = scratch->q.data();
 
-  CgSummary summary;
-  summary.rhs_norm = norm(b, n, dot(b, b, n));
+  CgReport summary;
+  summary.rhs_norm = norm(b, n);
   if (summary.rhs_norm == 0) {
     std::fill_n(x, n, 0.0);
     return summary;
+  }
+  if ((summary.rhs_norm < 1e-140 || summary.rhs_norm > 1e140) && all_finite(b, n)) {
+    const int exponent = std::isfinite(summary.rhs_norm) ? std::ilogb(summary.rhs_norm) : 1024;
+    return solve_scaled(exponent, a, n, b, x, options, preconditioner, scratch, form);
   }
 
   // The vectors do not stay in the first-level cache, so there are as few passes over them as possible.
@@ -76,6 +124,8 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
     });
   };
 
+  const auto model_of_residual = [&] { return -0.5 * (dot(b, x, n) + dot(r, x, n)); };
+
   // r = b - (A + damping I) x; no product for the usual start at 0.
   if (std::all_of(x, x + n, [](double value) { return value == 0; })) {
     std::copy_n(b, n, r);
@@ -90,9 +140,13 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
         x[i] = usable ? c * x[i] : 0;
         ax[i] = usable ? c * ax[i] : 0;
       }
+      if (!all_finite(x, n)) {
+        std::fill_n(x, n, 0.0);
+        std::fill_n(ax, n, 0.0);
+      }
     }
     residual();
-    summary.model_value = -0.5 * (dot(b, x, n) + dot(r, x, n));
+    summary.model_value = model_of_residual();
   }
   summary.residual_norm = norm(r, n, squared_residual);
   // A residual below eps^2 ||b|| counts as zero: double has no more to give.
@@ -114,13 +168,40 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
 
   double rho = 0;        // r'z
   double unapplied = 0;  // x'(A + damping I)x - x'(b - r), where r belongs to an earlier x
+  double largest = 0;    // of p'(A + damping I)p / p'p
+  double smallest = 1;   // of the same, relative to the largest before it
+  bool limited = false;  // by rounding
+  const double first_residual = summary.residual_norm;
+  double least_residual = first_residual;
+  std::copy_n(x, n, scratch->best.data());
+  const auto measure = [&] {
+    product_of_x();
+    residual();
+    summary.residual_norm = norm(r, n, squared_residual);
+    summary.model_value = model_of_residual();
+    unapplied = 0;
+  };
+  // Whether rounding may have carried r from b - (A + damping I) x by a tenth of `distance`.
+  const auto drifted = [&](double distance) {
+    const double size = largest * norm(x, n) + first_residual;
+    return !(std::numeric_limits<double>::epsilon() * size <= 0.1 * distance);
+  };
   summary.status = CgStatus::MAX_ITERATIONS;
   for (;;) {
-    if (summary.residual_norm <= tolerance) {
+    bool restart = summary.iterations == 0;
+    if (summary.residual_norm <= tolerance && unapplied == 0 && drifted(tolerance)) {
+      measure();
+      restart = limited = true;  // p is not conjugate to what rounding has left
+    }
+    if (summary.residual_norm <= tolerance && std::isfinite(summary.residual_norm)) {
       summary.status = CgStatus::CONVERGED;
       break;
     }
-    if (summary.model_value <= options.model_goal) {
+    if (summary.residual_norm < least_residual && unapplied == 0) {
+      least_residual = summary.residual_norm;
+      std::copy_n(x, n, scratch->best.data());
+    }
+    if (summary.model_value <= options.model_goal && std::isfinite(summary.model_value)) {
       summary.status = CgStatus::CONVERGED;
       break;
     }
@@ -139,7 +220,7 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
       summary.curvature = rho;
       break;
     }
-    if (summary.iterations > 0) {
+    if (!restart) {
       const double beta =
           options.flexible ? -dot(z, q, n) / summary.curvature : rho / previous;  // (eq. 7.5)
       for (Index i = 0; i < n; ++i) p[i] = z[i] + beta * p[i];
@@ -149,9 +230,10 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
 
     // The step along p: alpha = r'z / p'(A + damping I)p.
     const bool last = form != nullptr && summary.iterations + 1 == options.max_iterations;
+    const double squared_direction = dot(p, p, n);
     ++summary.products;
     if (last) {
-      summary.curvature = (*form)(p) + damping * dot(p, p, n);
+      summary.curvature = (*form)(p) + damping * squared_direction;
     } else {
       a(p, q);
       summary.curvature = sum(n, [=](Index i) {
@@ -160,7 +242,11 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
       });
     }
     const double alpha = rho / summary.curvature;
-    if (!(summary.curvature > 0) || !std::isfinite(summary.curvature) || !std::isfinite(alpha)) {
+    largest = std::max(largest, summary.curvature / squared_direction);
+    const double scale = largest * squared_direction;
+    smallest = std::min(smallest, summary.curvature / scale);
+    if (!(summary.curvature > std::max(kNoise * options.rounding, kLeastNoise) * scale) ||
+        !std::isfinite(summary.curvature) || !std::isfinite(alpha)) {
       summary.status = CgStatus::INDEFINITE;
       break;
     }
@@ -185,26 +271,51 @@ CgSummary conjugate_gradient(LinearOperator a, Index n, const double* b, double*
     }
     summary.residual_norm = norm(r, n, squared_residual);
   }
+
+  const bool vanishing = smallest <= kVanishing;
+  if (vanishing && unapplied != 0) measure();
+  const double growth = summary.residual_norm / first_residual;
+  const bool diverging =
+      vanishing || (options.bounded_residual && (smallest <= kSmall || growth > kGrown));
+  const bool astray =
+      (diverging && !(growth <= 1)) || (limited && summary.residual_norm > least_residual);
+  if (astray || !all_finite(x, n)) {
+    std::copy_n(scratch->best.data(), n, x);
+    if (!all_finite(x, n)) std::fill_n(x, n, 0.0);  // beyond the range of doubles
+    measure();
+    if (summary.status == CgStatus::CONVERGED && !(summary.residual_norm <= tolerance)) {
+      summary.status = CgStatus::INDEFINITE;
+    }
+  } else if (vanishing && drifted(summary.residual_norm)) {
+    measure();
+  }
   summary.squared_norm = dot(x, x, n);
   summary.quadratic_form = dot(x, b, n) - dot(x, r, n) + unapplied - damping * summary.squared_norm;
   return summary;
 }
 
-CgSummary summarize_solution(const double* b, const double* x, const double* ax, double damping,
-                             Index n) {
-  CgSummary summary;
-  summary.rhs_norm = norm(b, n, dot(b, b, n));
+CgReport summarize_solution(const double* b, const double* x, const double* ax, double damping,
+                            Index n, double rounding) {
+  CgReport summary;
+  summary.rhs_norm = norm(b, n);
   if (summary.rhs_norm == 0) return summary;
   summary.quadratic_form = dot(x, ax, n);
   summary.squared_norm = dot(x, x, n);
   summary.curvature = summary.quadratic_form + damping * summary.squared_norm;
   summary.model_value = 0.5 * summary.curvature - dot(b, x, n);
   summary.products = 1;
-  summary.status = summary.curvature > 0 ? CgStatus::CONVERGED : CgStatus::INDEFINITE;
-  summary.residual_norm = std::sqrt(sum(n, [=](Index i) {
-    const double residual = b[i] - (ax[i] + damping * x[i]);
-    return residual * residual;
-  }));
+  double largest = 0;  // of the residual
+  for (Index i = 0; i < n; ++i) {
+    largest = std::max(largest, std::abs(b[i] - (ax[i] + damping * x[i])));
+  }
+  if (largest > 0 && std::isfinite(largest)) {
+    summary.residual_norm = largest * std::sqrt(sum(n, [=](Index i) {
+                              const double part = (b[i] - (ax[i] + damping * x[i])) / largest;
+                              return part * part;
+                            }));
+  }
+  const bool solved = summary.residual_norm <= std::sqrt(rounding) * summary.rhs_norm;
+  summary.status = summary.curvature > 0 && solved ? CgStatus::CONVERGED : CgStatus::INDEFINITE;
   return summary;
 }
 

@@ -15,7 +15,8 @@ LineSearchSummary backtracking_line_search(FunctionRef<Candidate(double fraction
       continue;
     }
     const double wanted = options.accept_ratio * fraction * expected_improvement;
-    if (summary.candidate.kl <= max_kl && summary.candidate.improvement > wanted) {
+    const double improvement = summary.candidate.improvement;
+    if (summary.candidate.kl <= max_kl && improvement > wanted && improvement > 0) {
       summary.status = LineSearchStatus::ACCEPTED;
       summary.fraction = fraction;
       return summary;

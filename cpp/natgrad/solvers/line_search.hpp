@@ -2,7 +2,7 @@
 //
 // Fractions 1, shrink, shrink^2, ... of a step are tried until one has
 //
-//   kl <= max_kl   and   improvement > accept_ratio * fraction * expected_improvement .
+//   kl <= max_kl   and   improvement > max(0, accept_ratio * fraction * expected_improvement) .
 //
 // A candidate whose kl or improvement is not finite counts as rejected: the search goes on.
 #pragma once

@@ -87,7 +87,7 @@ void InnerSolver::apply(const double* r, double* z) {
   const LinearOperator c_inverse(c_inverse_);
   const QuadraticForm form(form_);
   std::fill_n(z, n_, 0.0);
-  const CgSummary summary =
+  const CgReport summary =
       conjugate_gradient(b_, n_, r, z, options_, c_inverse_ ? &c_inverse : nullptr, &scratch_,
                          form_ ? &form : nullptr);
   if (summary.iterations > 0 || summary.rhs_norm == 0) return;

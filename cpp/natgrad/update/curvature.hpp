@@ -24,6 +24,8 @@ class Curvature {
   virtual void plan(int products) { static_cast<void>(products); }
   virtual void product(const double* v, double* out) = 0;  // F v
   virtual double quadratic_form(const double* v);          // v'F v
+  // The relative rounding error of a product.
+  virtual double rounding() const { return std::numeric_limits<double>::epsilon(); }
   // tr F; estimated from products with fixed vectors of random signs (Hutchinson 1990).
   virtual double trace();
 

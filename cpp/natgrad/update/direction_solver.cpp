@@ -27,7 +27,7 @@ double first_damping(const Damping& damping) {
 }
 
 // False where r'M^-1 r, or the curvature, is not positive in rounding from the beginning.
-bool went_somewhere(const CgSummary& summary) {
+bool went_somewhere(const CgReport& summary) {
   return summary.iterations > 0 || summary.status != CgStatus::INDEFINITE;
 }
 
@@ -43,11 +43,11 @@ double* DirectionSolver::solve(Curvature& f, const double* g, double terms,
                                DirectionReport* report) {
   const Index n = f.size();
   next_ = memory_;
-  next_.warm = memory_.warm && x_.size() == n;
-  memory_.warm =
-      false;  // what x_ holds from here on is no step, should this be left by an exception
+  next_.warm = memory_.warm && warm_.size() == n;
   x_.resize(n);
+  if (options_.cg.warm_start) warm_.reserve(n);
   double* x = x_.data();
+  if (next_.warm) std::copy_n(warm_.data(), n, x);
 
   const System system{f, g, n, report->damping = damping(f, terms)};
   if (!solve_directly(system, x, report)) {
@@ -74,6 +74,7 @@ double* DirectionSolver::solve(Curvature& f, const double* g, double terms,
 
 void DirectionSolver::learn(bool accepted, double reduction_ratio) {
   next_.warm = accepted && options_.cg.warm_start;
+  if (next_.warm) std::swap(x_, warm_);
   if (const auto* rule = std::get_if<AdaptiveDamping>(&options_.damping)) {
     LevenbergMarquardt adapt;
     adapt.low = rule->low;
@@ -104,7 +105,8 @@ bool DirectionSolver::solve_directly(const System& system, double* x, DirectionR
   }
   std::copy_n(scratch_.p.data(), system.n, x);
   report->solver = form;
-  report->cg = summarize_solution(system.g, x, scratch_.q.data(), system.damping, system.n);
+  report->cg = summarize_solution(system.g, x, scratch_.q.data(), system.damping, system.n,
+                                  system.f.rounding());
   return true;
 }
 
@@ -139,7 +141,7 @@ void DirectionSolver::solve_automatically(const System& system, double* x,
   if (m == nullptr) return;
   std::swap_ranges(x, x + n, other_.data());
   const double goal = report->cg.model_value;
-  CgSummary summary = iterate(system, most, goal, m, x);
+  CgReport summary = iterate(system, most, goal, m, x);
   const int products = summary.products;
   summary.products += report->cg.products;
   if (summary.model_value <= goal) {
@@ -175,8 +177,8 @@ Preconditioner* DirectionSolver::precondition(const System& system,
 // y = D^1/2 x:
 //
 //   (D^-1/2 F D^-1/2 + damping I) y = D^-1/2 g                                            (eq. 8.4)
-CgSummary DirectionSolver::iterate(const System& system, int iterations, double goal,
-                                   Preconditioner* preconditioner, double* x) {
+CgReport DirectionSolver::iterate(const System& system, int iterations, double goal,
+                                  Preconditioner* preconditioner, double* x) {
   const Index n = system.n;
   Curvature& f = system.f;
   f.plan(iterations);
@@ -186,6 +188,7 @@ CgSummary DirectionSolver::iterate(const System& system, int iterations, double 
   cg.atol = options_.cg.atol;
   cg.max_iterations = iterations;
   cg.model_goal = goal;
+  cg.rounding = f.rounding();
   cg.flexible = preconditioner != nullptr && preconditioner->varies();
   if (options_.cg.stop.has_value()) {
     cg.progress_tolerance = options_.cg.stop->tolerance;
@@ -222,7 +225,7 @@ CgSummary DirectionSolver::iterate(const System& system, int iterations, double 
   const auto inverse = [&](const double* r, double* z) { preconditioner->apply(r, z); };
   const LinearOperator inverse_operator(inverse);
   const QuadraticForm form(form_of);
-  const CgSummary summary = conjugate_gradient(
+  const CgReport summary = conjugate_gradient(
       product, n, g, x, cg, preconditioner != nullptr ? &inverse_operator : nullptr, &scratch_,
       options_.cg.last_residual ? nullptr : &form);
   for (Index i = 0; d != nullptr && i < n; ++i) x[i] *= root_[i];
@@ -255,15 +258,14 @@ std::vector<double> DirectionSolver::state() const {
     state.push_back(memory_.sufficient);
     state.push_back(memory_.until_trial);
   }
-  if (memory_.warm) state.insert(state.end(), x_.begin(), x_.end());
+  if (memory_.warm) state.insert(state.end(), warm_.begin(), warm_.end());
   return state;
 }
 
 bool DirectionSolver::set_state(const std::vector<double>& state) {
   if (!keeps_state()) return state.empty();
   const std::size_t header = is_automatic() ? 3 : 1;
-  const bool finite =
-      std::all_of(state.begin(), state.end(), [](double x) { return std::isfinite(x); });
+  const bool finite = all_finite(state.data(), static_cast<Index>(state.size()));
   if (state.size() < header || !finite) return false;
   if (is_adaptive() ? !(state[0] > 0) : state[0] != first_damping(options_.damping)) return false;
   const auto counts = [](double x, int most) { return x >= 0 && x <= most && x == std::floor(x); };
@@ -274,6 +276,8 @@ bool DirectionSolver::set_state(const std::vector<double>& state) {
   const bool warm = state.size() > header;
   if (warm && !options_.cg.warm_start) return false;
 
+  // Memory comes first: should there be none, nothing has changed.
+  if (warm) warm_.resize(static_cast<Index>(state.size() - header));
   memory_.damping = state[0];
   if (is_automatic()) {
     memory_.sufficient = static_cast<int>(state[1]);
@@ -281,8 +285,7 @@ bool DirectionSolver::set_state(const std::vector<double>& state) {
   }
   memory_.warm = warm;
   if (warm) {
-    x_.resize(static_cast<Index>(state.size() - header));
-    std::copy(state.begin() + static_cast<std::ptrdiff_t>(header), state.end(), x_.begin());
+    std::copy(state.begin() + static_cast<std::ptrdiff_t>(header), state.end(), warm_.begin());
   }
   return true;
 }

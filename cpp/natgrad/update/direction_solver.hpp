@@ -63,7 +63,7 @@ struct DirectionOptions {
 
 struct DirectionReport {
   double damping = 0;
-  CgSummary cg;
+  CgReport cg;
   Solver solver = Solver::conjugate_gradient;                    // the one that was used
   PreconditionerKind preconditioner = PreconditionerKind::none;  // none if it cannot be built
   double precondition_seconds = 0;                               // spent on building it
@@ -93,23 +93,23 @@ class DirectionSolver {
     double damping = 0;   // the next, where it is adapted
     int sufficient = 0;   // products with factors that equal the plain iterations; 0: too many
     int until_trial = 0;  // solves before both ways are tried again
-    bool warm = false;    // x_ holds a step to start from
+    bool warm = false;    // warm_ holds a step to start from
   };
   double damping(Curvature& f, double terms) const;
   bool solve_directly(const System& system, double* x, DirectionReport* report);
   void solve_automatically(const System& system, double* x, DirectionReport* report);
   Preconditioner* precondition(const System& system, const PreconditionerChoice& choice,
                                DirectionReport* report);
-  CgSummary iterate(const System& system, int iterations, double goal,
-                    Preconditioner* preconditioner, double* x);
+  CgReport iterate(const System& system, int iterations, double goal,
+                   Preconditioner* preconditioner, double* x);
   const std::vector<double>* metric() const;  // null: D = I
   bool is_automatic() const;
   bool is_adaptive() const;
   bool keeps_state() const;
 
   DirectionOptions options_;
-  Memory memory_, next_;  // next_ replaces memory_ when a solve has ended
-  Buffer<double> x_;
+  Memory memory_, next_;                     // next_ replaces memory_ when a solve has ended
+  Buffer<double> x_, warm_;                  // (P); warm_ only where it is asked for
   Buffer<double> other_;                     // (P): the start, or the other solution, of a trial
   Buffer<double> root_, scaled_g_, scaled_;  // D^-1/2, D^-1/2 g, D^-1/2 v
   CgScratch scratch_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace natgrad {
 
@@ -63,7 +64,7 @@ void PolicyProblem<T>::attach(Policy<T>* policy, const Batch<T>& batch,
 template <class T>
 bool PolicyProblem<T>::linearize(double* g, UpdateReport* report) {
   const T* theta = policy_->parameters();
-  if (!std::all_of(theta, theta + size(), [](T value) { return std::isfinite(value); })) {
+  if (!all_finite(theta, size())) {
     return report->end(UpdateStatus::NON_FINITE, "a parameter of the policy is not finite");
   }
   surrogate_.attach(*policy_, batch_, options_.normalize_advantages, g);
@@ -100,6 +101,10 @@ Candidate PolicyProblem<T>::evaluate(double fraction, const double* step) {
     for (Index i = policy_->network().free_offset(); i < size(); ++i) {
       candidate_[i] = std::max(candidate_[i], std::min(theta[i], floor));
     }
+  }
+  if (!all_finite(candidate_.data(), size())) {
+    const double nan = std::numeric_limits<double>::quiet_NaN();
+    return {nan, nan};
   }
   return surrogate_.evaluate(candidate_.data(), options_.kl_direction);
 }

@@ -21,6 +21,7 @@ class FisherCurvature final : public Curvature {
   void product(const double* v, double* out) override { planned_.product(v, out); }
   double quadratic_form(const double* v) override { return planned_.quadratic_form(v); }
   double trace() override { return fisher_.trace(); }
+  double rounding() const override { return std::numeric_limits<T>::epsilon(); }
 
   Solver choose(Solver asked, double damping, int products) const override {
     return fisher_.choose(asked, damping, products);

@@ -8,10 +8,11 @@ bool find_gradient(Problem& problem, double* g, UpdateReport* report) {
   if (!problem.linearize(g, report)) return false;
   const Index n = problem.size();
   const double rounding = problem.gradient_rounding();
-  report->gradient_norm = std::sqrt(dot(g, g, n));
-  if (!std::isfinite(report->gradient_norm)) {
-    return report->end(UpdateStatus::NON_FINITE, "the norm of the gradient is %g",
-                       report->gradient_norm);
+  report->gradient_norm = norm(g, n);
+  if (!std::isfinite(report->gradient_norm) || !std::isfinite(rounding)) {
+    return report->end(UpdateStatus::NON_FINITE,
+                       "the norm of the gradient is %g, its rounding error %g",
+                       report->gradient_norm, rounding);
   }
   if (report->gradient_norm <= rounding) {
     return report->end(UpdateStatus::ZERO_GRADIENT,

@@ -11,9 +11,12 @@ bool prepare_advantages(const double* in, Index count, bool normalize, double* o
     const double n = static_cast<double>(count);
     double largest = 0, mean = 0, variance = 0;  // of the values by the largest: no overflow
     for (Index i = 0; i < count; ++i) largest = std::max(largest, std::abs(in[i]));
-    for (Index i = 0; i < count; ++i) mean += in[i] / n;
+    // Values near the ends of the range of doubles are moved away from them, which is exact.
+    const double unit = largest < 0x1p-900 ? 0x1p+1000 : largest > 0x1p+1000 ? 0x1p-100 : 1;
+    largest *= unit;
+    for (Index i = 0; i < count; ++i) mean += unit * in[i] / n;
     for (Index i = 0; i < count; ++i) {
-      const double apart = in[i] / largest - mean / largest;
+      const double apart = unit * in[i] / largest - mean / largest;
       variance += apart * apart / n;
     }
     // Below this, differences are rounding of the values themselves, not a signal.
@@ -22,7 +25,7 @@ bool prepare_advantages(const double* in, Index count, bool normalize, double* o
       return true;
     }
     const double deviation = largest * std::sqrt(variance);
-    for (Index i = 0; i < count; ++i) out[i] = (in[i] - mean) / deviation;
+    for (Index i = 0; i < count; ++i) out[i] = (unit * in[i] - mean) / deviation;
   } else {
     std::copy_n(in, count, out);
   }

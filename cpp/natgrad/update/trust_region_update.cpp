@@ -6,6 +6,13 @@
 #include "natgrad/base/stopwatch.hpp"
 
 namespace natgrad {
+namespace {
+
+// Without a line search, a full step whose divergence is more than this multiple of max_kl is not what the
+// quadratic model promised, and is not taken.
+constexpr double kMostDivergence = 10;
+
+}  // namespace
 
 TrustRegionUpdate::TrustRegionUpdate(const TrustRegionOptions& options)
     : options_(options), direction_(options.direction) {}
@@ -37,7 +44,7 @@ UpdateReport TrustRegionUpdate::operator()(Problem& problem) {
 
       // Accept: only now do the parameters change.
       if (search.status == LineSearchStatus::ACCEPTED) {
-        take_step(problem, search.fraction, std::sqrt(dot(x, x, n)), &report);
+        take_step(problem, search.fraction, norm(x, n), &report);
       } else {
         reject(search, &report);
       }
@@ -50,7 +57,7 @@ UpdateReport TrustRegionUpdate::operator()(Problem& problem) {
 
 // Turns the direction x (n) into the full step d. False where x has no length.
 bool TrustRegionUpdate::find_length(double* x, Index n, UpdateReport* report) const {
-  const CgSummary& cg = report->direction.cg;
+  const CgReport& cg = report->direction.cg;
   const auto* length = std::get_if<StepLength>(&options_.step_scale);
   const bool damped = length != nullptr && *length == StepLength::damped;
   const double squared_length =
@@ -93,7 +100,9 @@ LineSearchSummary TrustRegionUpdate::search(Problem& problem, double terms, cons
     search.evaluations = 1;
     search.candidate = candidate_at(1);
     search.non_finite = search.candidate.finite() ? 0 : 1;
-    if (search.candidate.finite()) search.status = LineSearchStatus::ACCEPTED;
+    const bool promised = std::holds_alternative<double>(options_.step_scale) ||
+                          search.candidate.kl <= kMostDivergence * options_.max_kl;
+    if (search.candidate.finite() && promised) search.status = LineSearchStatus::ACCEPTED;
   }
   report->kl = search.candidate.kl;
   report->improvement = search.candidate.improvement;

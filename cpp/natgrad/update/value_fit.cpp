@@ -29,7 +29,8 @@ Moments moments(Index count, F value) {
   return m;
 }
 
-// What both fits share: the transaction, the scale of the targets, and the report's figures.
+// What both fits share: the scale of the targets, the report's figures, and the transaction, which is rolled
+// back unless it is closed with a report that accepts it.
 template <class T>
 class Transaction {
  public:
@@ -44,14 +45,22 @@ class Transaction {
     std::copy_n(value_function.parameters(), saved_.size(), saved_.data());
     const auto rows = static_cast<Index>(targets.size());
     const auto target_of = [&](Index i) { return targets[static_cast<std::size_t>(i)]; };
+    scaled->resize(rows);
     const Moments target = moments(rows, target_of);
     target_variance_ = target.variance;
     adapt_scale(target);
-    scaled->resize(rows);
     for (Index i = 0; i < rows; ++i) {
       (*scaled)[i] = (target_of(i) - value_function.target_mean()) / value_function.target_std();
     }
   }
+
+  ~Transaction() {
+    if (accepted_) return;
+    std::copy_n(saved_.data(), saved_.size(), value_function_.parameters());
+    value_function_.restore_target_scale(mean_, std_);
+  }
+  Transaction(const Transaction&) = delete;
+  Transaction& operator=(const Transaction&) = delete;
 
   // 1 - Var(t - V) / Var(t); 0 for constant targets, which leave nothing to explain.
   double explained_variance(const Matrix<const T>& z, const Buffer<double>& scaled) const {
@@ -61,16 +70,10 @@ class Transaction {
     return target_variance_ > 0 ? 1 - residual.variance / target_variance_ : 0;
   }
 
-  FitReport& close(FitReport* report) {
-    const T* theta = value_function_.parameters();
-    const bool finite =
-        std::isfinite(report->loss) &&
-        std::all_of(theta, theta + saved_.size(), [](T x) { return std::isfinite(x); });
-    report->accepted = finite && report->loss <= report->loss_before;
-    if (!report->accepted) {
-      std::copy_n(saved_.data(), saved_.size(), value_function_.parameters());
-      value_function_.restore_target_scale(mean_, std_);
-    }
+  // Accepts what has not made the loss worse and is `finite`, parameters included.
+  FitReport& close(bool finite, FitReport* report) {
+    report->accepted = accepted_ = finite && report->loss <= report->loss_before &&
+                                   all_finite(value_function_.parameters(), saved_.size());
     std::snprintf(report->message.data(), report->message.size(),
                   "%s: loss %.4g to %.4g in %d steps, explained variance %.3f to %.3f",
                   report->accepted ? "accepted" : "rejected", report->loss_before, report->loss,
@@ -105,6 +108,7 @@ class Transaction {
   ValueFunction<T>& value_function_;
   Buffer<T>& saved_;
   double mean_, std_, target_variance_ = 0;
+  bool accepted_ = false;
   std::chrono::steady_clock::time_point start_;
 };
 
@@ -202,11 +206,12 @@ FitReport GaussNewtonFit<T>::operator()(ValueFunction<T>& value_function,
     CgOptions cg;
     cg.damping = damping;
     cg.max_iterations = options_.cg_iterations;
+    cg.rounding = std::numeric_limits<T>::epsilon();
     const auto product = [&](const double* v, double* out) {
       curvature_product(&network_, &adjoints_, v, out);
     };
     double* x = solution_.data();
-    const CgSummary solve = conjugate_gradient(product, n, gradient_.data(), x, cg, nullptr, &cg_);
+    const CgReport solve = conjugate_gradient(product, n, gradient_.data(), x, cg, nullptr, &cg_);
     if (!(solve.quadratic_form > 0)) break;  // the gradient is 0, or not finite
 
     // At most max_change in the mean square of z; then the reduction that the model predicts.
@@ -234,7 +239,7 @@ FitReport GaussNewtonFit<T>::operator()(ValueFunction<T>& value_function,
   }
   report.damping = damping;
   report.explained_variance = transaction.explained_variance(network_.outputs(), targets_);
-  if (transaction.close(&report).accepted) damping_ = damping;
+  if (transaction.close(std::isfinite(report.loss), &report).accepted) damping_ = damping;
   return report;
 }
 
@@ -248,6 +253,7 @@ FitReport AdamFit<T>::operator()(ValueFunction<T>& value_function, Matrix<const 
   order_.resize(rows);
   minibatch_.resize(size * observations.columns);
   minibatch_targets_.resize(size);
+  adam_.reserve(n);  // so that nothing can fail once the fit is accepted
   next_ = adam_;
   Transaction<T> transaction(value_function, targets, &targets_, &saved_);
   const Network<T>& network = value_function.network();
@@ -289,7 +295,7 @@ FitReport AdamFit<T>::operator()(ValueFunction<T>& value_function, Matrix<const 
   evaluate(observations);
   report.loss = mean_loss(network_.outputs(), targets_.data());
   report.explained_variance = transaction.explained_variance(network_.outputs(), targets_);
-  if (transaction.close(&report).accepted) {
+  if (transaction.close(std::isfinite(report.loss) && next_.is_finite(), &report).accepted) {
     adam_ = next_;
     epochs_done_ += epochs;
   }

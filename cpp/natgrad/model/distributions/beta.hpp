@@ -48,8 +48,10 @@ struct Beta {
     for (Index i = 0; i < n; ++i) {
       const double a = 1 + excess(old_y[i]), b = 1 + excess(old_y[n + i]);
       const double da = change(old_y[i], y[i]), db = change(old_y[n + i], y[n + i]);
-      const double divergence = log_gamma_remainder(a, da) + log_gamma_remainder(b, db) -
-                                log_gamma_remainder(a + b, da + db);
+      const double new_a = 1 + excess(y[i]), new_b = 1 + excess(y[n + i]);
+      const double divergence = log_gamma_remainder(a, da, new_a) +
+                                log_gamma_remainder(b, db, new_b) -
+                                log_gamma_remainder(a + b, da + db, new_a + new_b);
       kl += divergence < 0 ? 0 : divergence;  // rounding; a NaN stays
     }
     return kl;
@@ -89,7 +91,7 @@ struct Beta {
   void curvature(const T* y, T* s) const {
     for (Index i = 0; i < n; ++i, s += 3) {
       const double a = 1 + excess(y[i]), b = 1 + excess(y[n + i]), both = trigamma(a + b);
-      const double first = std::sqrt(trigamma_drop(a, b)), across = -both / first;
+      const double first = std::sqrt(trigamma_drop(a, b)), across = first > 0 ? -both / first : 0;
       const double rest = trigamma_drop(b, a) - across * across;
       const double slope_b = slope(y[n + i]);
       s[0] = static_cast<T>(slope(y[i]) * first);
@@ -127,10 +129,15 @@ struct Beta {
     out[n + i] = static_cast<T>(scale * static_cast<double>(s[3 * i + (column < n ? 1 : 2)]));
   }
 
-  // alpha - 1 of an output y, its derivative, and its change. They are NaN where y is not finite.
+  // alpha - 1 of an output y, its derivative, and its change. They are NaN where y is not finite, and
+  // constant beyond 1e300, so that no sum of them overflows.
+  template <class T>
+  static double bounded(T y) {
+    return std::min(static_cast<double>(y), 1e300) + 0 * static_cast<double>(y);
+  }
   template <class T>
   static double excess(T y) {
-    return softplus(static_cast<double>(y)) + 0 * static_cast<double>(y);
+    return softplus(bounded(y));
   }
   template <class T>
   static double slope(T y) {
@@ -138,8 +145,8 @@ struct Beta {
   }
   template <class T>
   static double change(T old_y, T y) {
-    return softplus_change(static_cast<double>(old_y),
-                           static_cast<double>(y) - static_cast<double>(old_y));
+    const double e = bounded(y) - bounded(old_y);
+    return std::abs(e) < 1e15 ? softplus_change(bounded(old_y), e) : excess(y) - excess(old_y);
   }
 };
 

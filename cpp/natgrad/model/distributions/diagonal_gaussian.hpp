@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "natgrad/base/random.hpp"
 #include "natgrad/model/distributions/diagonal_fisher.hpp"
@@ -98,13 +99,13 @@ struct DiagonalGaussian {
 
   template <class T>
   static double inverse_std(T log_std) {
-    return std::exp(-static_cast<double>(log_std));
+    return std::exp(std::min(-static_cast<double>(log_std), 350.0));  // 0 times its square is 0
   }
   // KL of two normal distributions of the same mean.
   template <class T>
   static double divergence_of_std(T old_log_std, T log_std) {
     const double d = static_cast<double>(log_std) - static_cast<double>(old_log_std);
-    return 0.5 * (std::expm1(-2 * d) + 2 * d);
+    return d < -400 ? std::numeric_limits<double>::infinity() : 0.5 * (std::expm1(-2 * d) + 2 * d);
   }
 };
 

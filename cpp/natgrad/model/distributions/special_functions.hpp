@@ -21,6 +21,7 @@ constexpr double kStirling[kStirlingTerms] = {1.0 / 12,    -1.0 / 360,      1.0 
                                               -1.0 / 1680, 1.0 / 1188,      -691.0 / 360360,
                                               1.0 / 156,   -3617.0 / 122400};
 constexpr double kLargeArgument = 10;
+constexpr int kMostShifts = 10;  // from 1 to there
 
 // sum_k weight(2k - 1) kStirling[k] z^-2(k - 1)
 template <class Weight>
@@ -118,20 +119,32 @@ inline double trigamma_drop(double z, double d) {
   return sum;
 }
 
-// log Gamma(z + d) - log Gamma(z) - d digamma(z), which is >= 0 and of second order in d; z + d >= 1.
-// With t = d / z, powers leave (1 + t)^-p - 1 + p t = f_p, where f_p = (f_(p-1) + p t^2) / (1 + t).
-inline double log_gamma_remainder(double z, double d) {
+// log Gamma(z + d) - log Gamma(z) - d digamma(z), which is >= 0 and of second order in d; `moved` = z + d >= 1,
+// of which nothing may be left in z + d itself. With t = d / z, powers leave
+// (1 + t)^-p - 1 + p t = f_p, where f_p = (f_(p-1) + p t^2) / (1 + t).
+inline double log_gamma_remainder(double z, double d, double moved) {
   double sum = 0;
+  if (moved < 1e-6 * z || moved > 1e3 * z) {  // far apart: nothing cancels but in powers of t
+    for (; std::min(moved, z) < detail::kLargeArgument; ++moved, ++z) {
+      sum -= std::log(moved / z) - d / z;
+    }
+    const auto one = [](int) { return 1; };
+    const auto power = [](int p) { return p; };
+    sum += (moved - 0.5) * std::log(moved / z) - (z - 0.5) * (d / z);
+    sum += detail::stirling_sum(moved, one) / moved - detail::stirling_sum(z, one) / z;
+    return sum + (d / z) * (detail::stirling_sum(z, power) / z);
+  }
+  const auto small = [&] { return z < detail::kLargeArgument || z + d < detail::kLargeArgument; };
   if (std::abs(d) < 0.25 * z) {  // the product of all 1 + d / z is 1 + first + second
     double first = 0, second = 0;
-    for (; z < detail::kLargeArgument || z + d < detail::kLargeArgument; ++z) {
+    for (int k = 0; k < detail::kMostShifts && small(); ++k, ++z) {
       const double t = d / z;
       second += (first + second) * t;
       first += t;
     }
     sum = -second - log1p_minus(first + second);
   }
-  for (; z < detail::kLargeArgument || z + d < detail::kLargeArgument; ++z) {
+  for (int k = 0; k < detail::kMostShifts && small(); ++k, ++z) {
     sum -= log1p_minus(d / z);
   }
   const double t = d / z, r = 1 / (1 + t), square = t * t;
