@@ -135,6 +135,10 @@ def read_layers(
     for tensor in tensors:
         if not (isinstance(tensor, nn.Parameter) and tensor.requires_grad):
             raise UnreadableError("a layer without bias, or with parameters that are not learned")
+    # One tensor in two places, or two over the same memory, have one gradient and not two.
+    ranges = sorted((t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in tensors)
+    if any(first[1] > second[0] for first, second in itertools.pairwise(ranges)):
+        raise UnreadableError("a parameter is used in more than one place")
     kinds = {tensor.dtype for tensor in tensors}
     if len(kinds) > 1 or not kinds <= {torch.float32, torch.float64}:
         raise UnreadableError(f"dtype {', '.join(map(str, kinds))}, want float32 or float64")
@@ -146,6 +150,10 @@ def read_layers(
 
 def _flatten(modules: Iterable[Any]) -> Iterable[Any]:
     for module in modules:
+        # What its type says is not all that such a module does.
+        hooks = ("_forward_hooks", "_forward_pre_hooks")
+        if any(getattr(module, kind, None) for kind in hooks) or "forward" in vars(module):
+            raise UnreadableError(f"a {type(module).__name__} has a hook or a forward of its own")
         if type(module) is nn.Sequential:
             yield from _flatten(module)
         else:
@@ -230,12 +238,16 @@ def policy_of(module: Any, distribution: _core.Distribution, log_std: Any = None
         log_std: the log standard deviation of a `DiagonalGaussian`.
 
     Raises:
-        UnreadableError: the core has no such network, or the module is not on the CPU.
+        UnreadableError: the core has no such network, its outputs are not the module's, or the
+            module is not on the CPU.
     """
     source = read_layers([module], distribution, log_std)
     if source.tensors[0].device.type != "cpu":
         raise UnreadableError(f"the parameters are on {source.tensors[0].device}, want cpu")
     twin = _policy_twin(source)
+    twin.read()
+    probe = torch.linspace(-1, 1, 4 * source.inputs).reshape(4, -1).to(source.tensors[0].dtype)
+    _require_agreement(twin.model, probe, _plain_outputs(module, probe, log_std))
     twin.pull()
     return twin.model
 
@@ -286,6 +298,29 @@ def _doubles(tensor: Any) -> Doubles:
     return array
 
 
+@contextlib.contextmanager
+def _buffers_kept() -> Iterator[None]:
+    """Puts the buffers of every module that runs meanwhile back to what they were before.
+
+    Batch normalisation in training mode moves its statistics in each forward pass. What computes a
+    matrix or tries a candidate is no pass of training.
+    """
+    kept: dict[int, tuple[Any, Any]] = {}
+
+    def keep(module: Any, _: Any) -> None:
+        for buffer in module.buffers(recurse=False):
+            kept.setdefault(id(buffer), (buffer, buffer.detach().clone()))
+
+    hook = nn.modules.module.register_module_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for buffer, before in kept.values():
+            if not torch.equal(buffer, before):
+                buffer.data.copy_(before)  # a graph that is still needed may have saved it
+
+
 # The Fisher matrix -------------------------------------------------------------------------------
 
 
@@ -293,19 +328,47 @@ class _AutogradFisher:
     """F = (1/N) sum_n J_n' M_n J_n by torch, with J the Jacobian of y (N, K) in `parameters`.
 
     J'u is linear in u, so J v is the derivative of v'(J'u) with respect to u. Both need reverse
-    mode alone, one pass each, and are exact for any module that can be trained. Parameters on which
-    y does not depend are left out.
+    mode alone, one pass each, and are exact for any module whose backward pass torch can
+    differentiate. Parameters on which y does not depend, or that do not learn, are left out.
     """
 
     def __init__(self, y: Any, parameters: Iterable[Any], distribution: _core.Distribution):
         self.y, self.distribution, self.outputs = y, distribution, _doubles(y)
         self.u = torch.zeros_like(y, requires_grad=True)
-        given = list(parameters)
+        given = [p for p in parameters if p.requires_grad]
+        if not given or not y.requires_grad:
+            raise ValueError("parameters: want one at least that the policy learns by, got none")
         pulled = torch.autograd.grad(y, given, self.u, create_graph=True, allow_unused=True)
         self.parameters = [p for p, g in zip(given, pulled, strict=True) if g is not None]
         self.pulled = [g for g in pulled if g is not None]
         size = sum(p.numel() for p in self.parameters)
         self.shape = (size, size)
+        self._require_second_derivatives()
+
+    def _require_second_derivatives(self) -> None:
+        """Tests u'(J v) = v'(J'u), which fails where a backward pass leaves torch's graph."""
+        random = torch.Generator().manual_seed(0)
+        u, *v = (torch.randn(x.shape, generator=random).to(x) for x in (self.y, *self.parameters))
+        advice = (
+            "module: want a backward pass that torch can differentiate; {}. A torch.autograd."
+            "Function needs a backward of torch operations on saved tensors, without "
+            "once_differentiable; attention needs torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+        )
+        try:
+            (jv,) = torch.autograd.grad(
+                self.pulled, self.u, v, retain_graph=True, materialize_grads=True
+            )
+        except RuntimeError as error:
+            raise ValueError(advice.format(f"it says: {error}")) from error
+        ju = torch.autograd.grad(self.y, self.parameters, u, retain_graph=True)
+        left = float((u * jv).sum())
+        right = float(sum((a * b).sum() for a, b in zip(v, ju, strict=True)))
+        length = sum(
+            float(a.square().sum()) * float(b.square().sum()) for a, b in zip(v, ju, strict=True)
+        )
+        bound = torch.finfo(self.y.dtype).eps ** 0.5 * (length**0.5 + float(u.norm() * jv.norm()))
+        if not abs(left - right) <= bound:
+            raise ValueError(advice.format(f"u'(J v) is {left:.4g} and v'(J'u) is {right:.4g}"))
 
     def split(self, v: Doubles) -> list[Any]:
         """A flat vector as tensors like the parameters."""
@@ -345,7 +408,8 @@ class FisherOperator:
         log_std: (n,) parameter, the log standard deviation of such a Gaussian; the last in order.
         damping: >= 0.
         parameters: tensors to differentiate with respect to; the default is `module.parameters()`,
-            then `log_std`. Those that the distribution does not depend on are left out.
+            then `log_std`. Those that the distribution does not depend on, or that do not require
+            a gradient, are left out.
 
     Attributes:
         parameters: the tensors that a vector stands for, in order.
@@ -391,11 +455,8 @@ class FisherOperator:
             raise UnreadableError(f"observations of shape {tuple(observations.shape)}")
         twin = _policy_twin(source)
         twin.read()
-        with torch.no_grad():
-            y = module(observations)
-            if log_std is not None:
-                y = torch.cat([y, log_std.reshape(1, -1).expand_as(y)], dim=1)
-        _require_agreement(twin.model, observations, y)
+        outputs = _plain_outputs(module, observations, log_std)
+        _require_agreement(twin.model, observations, outputs)
         self.parameters = list(source.tensors)
         return _core.Fisher(twin.model, _doubles(observations))
 
@@ -405,16 +466,20 @@ class FisherOperator:
         chosen = list(module.parameters() if parameters is None else parameters)
         if log_std is not None and parameters is None:
             chosen.append(log_std)
-        y = module(observations)
-        if distribution is None:
-            distribution, y = distribution_parameters(y)
-        elif (
-            isinstance(distribution, _core.DiagonalGaussian)
-            and not distribution.state_dependent_std
-        ):
-            y = torch.cat([y, log_std.reshape(1, -1).expand_as(y)], dim=1)
-            distribution = _core.DiagonalGaussian(distribution.action_size, True)
-        return _AutogradFisher(y, chosen, distribution)
+        # Whatever mode the caller is in, this needs a history.
+        with torch.inference_mode(False), torch.enable_grad(), _buffers_kept():
+            if isinstance(observations, torch.Tensor) and observations.is_inference():
+                observations = observations.clone()
+            y = module(observations)
+            if distribution is None:
+                distribution, y = distribution_parameters(y)
+            elif (
+                isinstance(distribution, _core.DiagonalGaussian)
+                and not distribution.state_dependent_std
+            ):
+                y = torch.cat([y, log_std.reshape(1, -1).expand_as(y)], dim=1)
+                distribution = _core.DiagonalGaussian(distribution.action_size, True)
+            return _AutogradFisher(y, chosen, distribution)
 
     def matvec(self, v: Any) -> Any:
         """(F + damping I) v for v of shape (P,) or (P, 1)."""
@@ -494,6 +559,13 @@ def _centred(y: Doubles, distribution: _core.Distribution) -> Doubles:
     elif isinstance(distribution, _core.Categorical):
         y = y - y.mean(axis=1, keepdims=True)
     return y
+
+
+def _plain_outputs(module: Any, observations: Any, log_std: Any) -> Any:
+    """What the module itself computes, with the log standard deviations behind the means."""
+    with torch.no_grad(), _buffers_kept():
+        y = module(observations)
+        return y if log_std is None else torch.cat([y, log_std.reshape(1, -1).expand_as(y)], dim=1)
 
 
 def _require_agreement(policy: Policy, observations: Any, outputs: Any) -> None:
@@ -614,9 +686,10 @@ class PolicyUpdater:
         if repr(options) != self._options:
             self._update, self._options = _core.TrustRegionUpdate(**options), repr(options)
         if twin is None:
-            report, self.parameters, self.likelihood = _step_by_autograd(
-                self._update, forward, parameters, advantages, log_probs
-            )
+            with _buffers_kept():
+                report, self.parameters, self.likelihood = _step_by_autograd(
+                    self._update, forward, parameters, advantages, log_probs
+                )
             return report
         self.parameters = parameters
         outputs = source.tensors[2 * len(source.hidden) + 1].numel()
@@ -649,7 +722,7 @@ class PolicyUpdater:
             raise UnreadableError("it has {} parameters, the core's network {}".format(*counts))
         twin = _policy_twin(source)
         twin.read()
-        with torch.no_grad():
+        with torch.no_grad(), _buffers_kept():
             kind, y = distribution_parameters(forward()[0])
         if type(kind) is not type(source.distribution):
             raise UnreadableError(f"its distribution is {kind!r}, not {source.distribution!r}")
