@@ -1,5 +1,7 @@
-"""Policies that know Gymnasium spaces, can be copied and can be pickled."""
+"""Policies that know Gymnasium spaces; copies and pickles of them and of their parts."""
 
+import copy
+import copyreg
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -58,23 +60,23 @@ class Policy(_core.Policy):
         decoder = ActionDecoder(action_space, distribution)
         return cls(encoder.size, decoder.distribution, **options)
 
-    def copy(self) -> "Policy":
-        """An independent policy with the same parameters and normaliser."""
-        return _rebuild(type(self), *_contents(self))
+    def copy(self) -> Self:
+        """An independent policy with the same parameters, normaliser and attributes."""
+        return copy.copy(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), *_contents(self))
+        return _rebuild, (type(self), *_contents(self)), vars(self) or None
 
 
 class ValueFunction(_core.ValueFunction):
     """A network that predicts the return of an observation; copies and pickles like `Policy`."""
 
-    def copy(self) -> "ValueFunction":
-        """An independent value function with the same parameters, normaliser and target scale."""
-        return _rebuild(type(self), *_contents(self))
+    def copy(self) -> Self:
+        """An independent value function with the same parameters, scales and attributes."""
+        return copy.copy(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), *_contents(self))
+        return _rebuild, (type(self), *_contents(self)), vars(self) or None
 
 
 _Model = TypeVar("_Model", Policy, ValueFunction)
@@ -94,11 +96,39 @@ def _rebuild(
 ) -> _Model:
     arguments = dict(config)
     if "distribution" in arguments:
-        distribution = dict(arguments["distribution"])
-        arguments["distribution"] = _DISTRIBUTIONS[distribution.pop("name")](**distribution)
-    model = cls(**arguments)
+        arguments["distribution"] = _distribution(arguments["distribution"])
+    # Not by the constructor of a subclass, which may have other arguments. Attributes come after.
+    base: Any = Policy if "distribution" in arguments else ValueFunction
+    model = cls.__new__(cls)
+    base.__init__(model, **arguments)
     model.parameters = parameters
     model.set_normalizer(*normalizer)
     if target_scale is not None and isinstance(model, ValueFunction):
         model.target_scale = target_scale
     return model
+
+
+def _distribution(config: Mapping[str, Any]) -> _core.Distribution:
+    arguments = dict(config)
+    return _DISTRIBUTIONS[arguments.pop("name")](**arguments)
+
+
+def _reduce_distribution(distribution: _core.Distribution) -> tuple[Any, ...]:
+    """By the description that a policy with this distribution gives of it."""
+    described = _core.Policy(1, distribution, hidden=())
+    return _distribution, (described.config["distribution"],)
+
+
+def _rng(seed: int, stream: int, counter: int) -> _core.Rng:
+    rng = _core.Rng(seed, stream)
+    rng.counter = counter
+    return rng
+
+
+def _reduce_rng(rng: _core.Rng) -> tuple[Any, ...]:
+    return _rng, (rng.seed, rng.stream, rng.counter)
+
+
+for _class in _DISTRIBUTIONS.values():
+    copyreg.pickle(_class, _reduce_distribution)  # type: ignore[arg-type]
+copyreg.pickle(_core.Rng, _reduce_rng)

@@ -3,6 +3,7 @@
 import math
 import numbers
 import os
+import tempfile
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -280,6 +281,19 @@ class Agent(ABC):
         """
         return loading.load(cls, ALGORITHMS, Path(path), env)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles through a checkpoint; the environment is made again by its id."""
+        name = self._identity()["env_id"]
+        if not isinstance(name, str) or ":" in name:
+            raise TypeError(
+                f"{type(self).__name__}: to copy or pickle an agent, want an environment that "
+                f"gymnasium makes by its id alone, got {name!r}; use save(path) and load(path, env)"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "agent.npz")
+            self.save(path)
+            return _from_checkpoint, (type(self), path.read_bytes())
+
     # One update ----------------------------------------------------------------------------------
 
     def _iterate(self, interrupted: Callable[[], bool]) -> dict[str, Scalar]:
@@ -462,3 +476,10 @@ def _checked_steps(total_timesteps: int, checkpoint_every: int) -> int:
             "wanted at least 1"
         )
     return int(total_timesteps)
+
+
+def _from_checkpoint(cls: type[Agent], data: bytes) -> Agent:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "agent.npz")
+        path.write_bytes(data)
+        return cls.load(path)
