@@ -301,7 +301,13 @@ def test_what_breaks_the_host_leaves_the_actor_untouched(fault, actor, kind, cap
     expected = {
         "NaN reward": ["NON_FINITE"],
         "constant advantages": ["ZERO_ADVANTAGES", "ZERO_GRADIENT"],
-        "collapsed std": ["ZERO_GRADIENT", "NON_FINITE", "LINE_SEARCH_FAILED"],
+        # The gradient is rounding, and how much of it there is depends on the processor.
+        "collapsed std": [
+            "ZERO_GRADIENT",
+            "NON_FINITE",
+            "LINE_SEARCH_FAILED",
+            "NOT_POSITIVE_DEFINITE",
+        ],
     }[fault]
     assert any(status in caplog.text for status in expected), caplog.text
     if fault == "NaN reward":

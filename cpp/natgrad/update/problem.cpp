@@ -8,7 +8,7 @@ bool find_gradient(Problem& problem, double* g, UpdateReport* report) {
   if (!problem.linearize(g, report)) return false;
   const Index n = problem.size();
   const double rounding = problem.gradient_rounding();
-  report->gradient_norm = norm(g, n);
+  report->gradient_norm = std::sqrt(dot(g, g, n));
   if (!std::isfinite(report->gradient_norm) || !std::isfinite(rounding)) {
     return report->end(UpdateStatus::NON_FINITE,
                        "the norm of the gradient is %g, its rounding error %g",
